@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""The developer's one door: `python3 dev.py demo`, `python3 dev.py test`.
+
+Standard library only. The first call makes a virtual environment in .venv from requirements/dev.lock, by hash; later
+calls find it and need no network. Safe to run twice, and by two people at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+LOCK = ROOT / "requirements" / "dev.lock"
+PYTHON = VENV / "bin" / "python"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def fail(text: str, code: int = 2) -> None:
+    print(f"dev.py: {text}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+@contextmanager
+def step(title: str) -> Iterator[None]:
+    """Print what begins and how long it took: on one line of a terminal, on two plain lines elsewhere."""
+    terminal = sys.stdout.isatty()
+    print(f"  … {title}", end="" if terminal else "\n", flush=True)
+    begun = time.monotonic()
+    yield
+    print(f"{chr(13) if terminal else ''}  ✓ {title} ({time.monotonic() - begun:.1f} s)", flush=True)
+
+
+def run_quietly(*command: str | Path) -> None:
+    """Run a command; show what it printed only if it failed."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        sys.stdout.write("\n" + done.stdout)
+        fail(f"`{' '.join(map(str, command))}` failed with exit code {done.returncode}", 1)
+
+
+def set_up() -> None:
+    """Make .venv what the lock file says, unless it is already."""
+    if sys.version_info < (3, 11):
+        fail(f"Python 3.11 or later is needed; this is {sys.version.split()[0]}. Debian, Ubuntu: apt install python3")
+    inputs = LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + f"{sys.version}{ROOT}".encode()
+    wanted = hashlib.sha256(inputs).hexdigest()
+    stamp = VENV / "adyton-stamp"
+    with (ROOT / ".venv.lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if stamp.is_file() and stamp.read_text() == wanted:
+            return
+        say("Setting up .venv (once)")
+        shutil.rmtree(VENV, ignore_errors=True)
+        with step("virtual environment"):
+            make_venv()
+        with step("packages, by hash, from requirements/dev.lock"):
+            run_quietly(PYTHON, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", LOCK)
+        with step("adyton itself"):
+            run_quietly(PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", ROOT)
+        stamp.write_text(wanted)
+
+
+def make_venv() -> None:
+    try:
+        import ensurepip  # noqa: F401  Debian ships venv without it
+        import venv  # noqa: F401
+    except ImportError:
+        fail("python3 can't make a virtual environment here. Debian, Ubuntu: apt install python3-venv")
+    run_quietly(sys.executable, "-m", "venv", VENV)
+
+
+def install_bubblewrap() -> None:
+    """One launcher mode needs bubblewrap; without it, its tests are skipped and counted."""
+    if shutil.which("bwrap"):
+        return
+    line = "apt-get update && apt-get install --yes bubblewrap"
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        with step("bubblewrap, from the distribution"):
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            done = subprocess.run(["sh", "-c", line], check=False, **quiet)  # type: ignore[call-overload]
+        if done.returncode == 0:
+            return
+    say(f"  - bubblewrap is not installed, so tests of namespaces will be skipped; as root: {line}")
+
+
+def tool(*arguments: str | Path) -> int:
+    return subprocess.run([PYTHON, *arguments], cwd=ROOT, check=False).returncode
+
+
+def check() -> int:
+    """Everything that reads the code without running it."""
+    checks: list[tuple[str, tuple[str, ...]]] = [
+        ("ruff check", ("-m", "ruff", "check", "--quiet")),
+        ("ruff format", ("-m", "ruff", "format", "--quiet", "--check")),
+        ("mypy --strict", ("-m", "mypy", "--no-error-summary")),
+        ("floors (import-linter)", ("-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache")),
+        ("generated code is current", ("tools/generate_protos.py", "--check")),
+    ]
+    failed = 0
+    for title, command in checks:
+        with step(title):
+            done = subprocess.run(
+                [PYTHON, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            )
+        if done.returncode:
+            failed += 1
+            say(f"{done.stdout}\n  ✗ {title}")
+    return failed
+
+
+def test(arguments: argparse.Namespace) -> int:
+    set_up()
+    install_bubblewrap()
+    say("Checks")
+    failed = check()
+    say("Tests")
+    selection = ["-m", "not slow"] if arguments.fast else []
+    code = tool("-m", "pytest", "-n", "2", "--dist", "worksteal", "-q", *selection, *arguments.rest)
+    if failed:
+        fail(f"{failed} of the checks above failed", 1)
+    return code
+
+
+def setup(_: argparse.Namespace) -> int:
+    set_up()
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    set_up()
+    return tool("examples/translator/demo.py", *arguments.rest)
+
+
+def lock(arguments: argparse.Namespace) -> int:
+    """Make the lock files anew from the .in files, with uv, in a virtual environment of its own."""
+    set_up()
+    scratch = ROOT / "build" / "lock-venv"
+    run_quietly(sys.executable, "-m", "venv", scratch)
+    run_quietly(scratch / "bin" / "python", "-m", "pip", "install", "--quiet", "uv")
+    for name in ("runtime", "dev"):
+        with step(f"requirements/{name}.lock"):
+            options = ("--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header")
+            output = ROOT / "requirements" / f"{name}.lock"
+            upgrade = ("--upgrade",) if arguments.upgrade else ()
+            source = ROOT / "requirements" / f"{name}.in"
+            run_quietly(scratch / "bin" / "uv", "pip", "compile", "-q", *options, *upgrade, "-o", output, source)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    def verb(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text)
+        made.set_defaults(action=action)
+        return made
+
+    verb("demo", "the translator in an enclave, step by step", demo)
+    testing = verb("test", "every check and every test", test)
+    testing.add_argument("--fast", action="store_true", help="leave out the tests marked slow")
+    verb("setup", "only make .venv", setup)
+    locking = verb("lock", "make the lock files anew", lock)
+    locking.add_argument("--upgrade", action="store_true", help="take newer versions")
+    arguments, rest = parser.parse_known_args()
+    if rest and arguments.verb not in ("test", "demo"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    os.chdir(ROOT)
+    code: int = arguments.action(arguments)
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""A translation service, and the enclave application that serves it."""

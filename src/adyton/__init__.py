@@ -1,0 +1,64 @@
+"""Run an ordinary gRPC servicer inside an enclave; reach it by a channel that exists only if it proved itself.
+
+The names that a user needs are here; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adyton import aio as aio
+    from adyton import errors as errors
+    from adyton.enclave.application import EnclaveContext as EnclaveContext
+    from adyton.enclave.application import TrustedApplication as TrustedApplication
+    from adyton.enclave.grpc_application import AioGrpcApplication as AioGrpcApplication
+    from adyton.enclave.grpc_application import GrpcApplication as GrpcApplication
+    from adyton.errors import AdytonError as AdytonError
+    from adyton.errors import ApplicationError as ApplicationError
+    from adyton.errors import StatusCode as StatusCode
+    from adyton.host.bundles import Bundle as Bundle
+    from adyton.host.manager import EnclaveClient as EnclaveClient
+    from adyton.host.manager import EnclaveManager as EnclaveManager
+    from adyton.proto.enclave_pb2 import EnclaveConfig as EnclaveConfig
+    from adyton.proto.enclave_pb2 import EnclaveFinal as EnclaveFinal
+    from adyton.proto.enclave_pb2 import EnclaveInput as EnclaveInput
+    from adyton.proto.enclave_pb2 import EnclaveOutput as EnclaveOutput
+
+__version__ = "0.1.0"
+
+#: Public name → module that has it; None: it is a module itself.
+_HOMES: dict[str, str | None] = {
+    "AdytonError": "adyton.errors",
+    "AioGrpcApplication": "adyton.enclave.grpc_application",
+    "ApplicationError": "adyton.errors",
+    "Bundle": "adyton.host.bundles",
+    "EnclaveClient": "adyton.host.manager",
+    "EnclaveConfig": "adyton.proto.enclave_pb2",
+    "EnclaveContext": "adyton.enclave.application",
+    "EnclaveFinal": "adyton.proto.enclave_pb2",
+    "EnclaveInput": "adyton.proto.enclave_pb2",
+    "EnclaveManager": "adyton.host.manager",
+    "EnclaveOutput": "adyton.proto.enclave_pb2",
+    "GrpcApplication": "adyton.enclave.grpc_application",
+    "StatusCode": "adyton.errors",
+    "TrustedApplication": "adyton.enclave.application",
+    "aio": None,
+    "errors": None,
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  names, all of them
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adyton' has no attribute {name!r}")
+    home = _HOMES[name]
+    found = importlib.import_module(f"adyton.{name}") if home is None else getattr(importlib.import_module(home), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,164 @@
+"""enclave.toml: what the enclave's author decides, and what is measured with the code.
+
+A closed world: an unknown table or key, a wrong type, a number out of bounds is a ConfigurationError that names the
+key. What the host may decide instead stands in adyton/proto/enclave.proto. docs/enclave-toml.md is the reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from adyton.errors import ConfigurationError
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+#: Variables that steer the interpreter, the loader or a library: never the host's to set, whatever enclave.toml says.
+_STEERING = re.compile(
+    r"(LD_|PYTHON|GRPC_|GLIBC_|MALLOC_|OPENSSL_|SSL|GCONV_PATH|PATH$|HOME$|TMPDIR$|.*_proxy$)", re.IGNORECASE
+)
+
+MAX_TOML_BYTES = 64 * 1024
+_DAY_MS = 24 * 3600 * 1000
+
+T = TypeVar("T")
+
+
+def _within(default: int, low: int, high: int) -> Any:
+    return field(default=default, metadata={"bounds": (low, high)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentSettings:
+    """[environment]: names of the variables that the host may set."""
+
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """[network]: whether the enclave may open connections. Where a launcher can't enforce it, doctor says so."""
+
+    outbound: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggingSettings:
+    """[logging]: the log leaves the enclave, so by default no text that could come from a request is in it.
+
+    `access`: a line an RPC (method, status, duration). `exception_messages`: an exception in a servicer is logged with
+    its message, which may quote a request; without it only its type and where it was raised.
+    """
+
+    access: bool = False
+    exception_messages: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """[server]: the limits of GrpcApplication's server. Times in milliseconds, sizes in bytes."""
+
+    workers: int = _within(1, 1, 256)
+    threads: int = _within(10, 1, 1024)
+    max_message_bytes: int = _within(1024 * 1024, 1024, 1 << 30)
+    max_concurrent_rpcs: int = _within(1000, 1, 1_000_000)
+    max_concurrent_streams: int = _within(100, 1, 1_000_000)
+    max_rpc_ms: int = _within(0, 0, _DAY_MS)
+    max_connection_idle_ms: int = _within(300_000, 1000, _DAY_MS)
+    handshake_timeout_ms: int = _within(10_000, 100, 600_000)
+    keepalive_time_ms: int = _within(60_000, 1000, _DAY_MS)
+    keepalive_timeout_ms: int = _within(20_000, 100, _DAY_MS)
+    min_ping_interval_ms: int = _within(10_000, 100, _DAY_MS)
+    health: bool = True
+    reflection: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """enclave.toml, checked.
+
+    `application` is `module:Class`; `include` the files and folders, relative to enclave.toml, that make the bundle.
+    """
+
+    name: str
+    application: str
+    include: tuple[str, ...]
+    environment: EnvironmentSettings = EnvironmentSettings()
+    network: NetworkSettings = NetworkSettings()
+    logging: LoggingSettings = LoggingSettings()
+    server: ServerSettings = ServerSettings()
+
+
+def parse_settings(text: bytes) -> Settings:
+    """Read enclave.toml. Raises ConfigurationError, which names the key and says what it should be."""
+    if len(text) > MAX_TOML_BYTES:
+        raise ConfigurationError(f"enclave.toml is larger than {MAX_TOML_BYTES} bytes")
+    try:
+        raw = tomllib.loads(text.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as problem:
+        raise ConfigurationError(f"enclave.toml is not TOML: {problem}") from problem
+    settings = _table(Settings, raw, "")
+    _check_words(settings)
+    return settings
+
+
+def _table(kind: type[T], raw: dict[str, Any], prefix: str) -> T:
+    hints = typing.get_type_hints(kind)
+    known = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in known:
+            raise ConfigurationError(f"enclave.toml: unknown key {prefix + key!r}", mend=f"known: {', '.join(known)}")
+    values = {}
+    for name, each in known.items():
+        if name in raw:
+            values[name] = _value(hints[name], raw[name], prefix + name, each.metadata.get("bounds"))
+        elif each.default is dataclasses.MISSING:
+            raise ConfigurationError(f"enclave.toml: {prefix + name!r} is missing")
+    return kind(**values)
+
+
+def _value(kind: Any, raw: object, key: str, bounds: tuple[int, int] | None) -> object:
+    if dataclasses.is_dataclass(kind) and isinstance(raw, dict):
+        return _table(typing.cast("type[Any]", kind), raw, key + ".")
+    if kind is bool and isinstance(raw, bool):
+        return raw
+    if kind is int and isinstance(raw, int) and not isinstance(raw, bool) and bounds:
+        low, high = bounds
+        if not low <= raw <= high:
+            raise ConfigurationError(f"enclave.toml: {key!r} is {raw}; it may be {low} to {high}")
+        return raw
+    if kind is str and isinstance(raw, str):
+        return raw
+    if kind == tuple[str, ...] and isinstance(raw, list) and all(isinstance(each, str) for each in raw):
+        return tuple(raw)
+    expected = "a table" if dataclasses.is_dataclass(kind) else _WORDS[kind]
+    raise ConfigurationError(f"enclave.toml: {key!r} should be {expected}")
+
+
+_WORDS = {bool: "true or false", int: "a whole number", str: "a string", tuple[str, ...]: "a list of strings"}
+
+
+def _check_words(settings: Settings) -> None:
+    if not _NAME.fullmatch(settings.name):
+        raise ConfigurationError("enclave.toml: 'name' should be small letters, digits and '-', 63 at most")
+    if not _APPLICATION.fullmatch(settings.application):
+        raise ConfigurationError("enclave.toml: 'application' should be 'module:Class'")
+    if not settings.include:
+        raise ConfigurationError("enclave.toml: 'include' is empty, so nothing would be in the bundle")
+    for path in settings.include:
+        parts = path.split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            raise ConfigurationError(
+                f"enclave.toml: 'include' has {path!r}; it takes paths below enclave.toml's folder"
+            )
+        if parts[0].removesuffix(".py") in sys.stdlib_module_names:
+            raise ConfigurationError(f"enclave.toml: 'include' has {path!r}, which the standard library's would hide")
+    for name in settings.environment.allow:
+        if not _VARIABLE.fullmatch(name) or _STEERING.match(name):
+            raise ConfigurationError(f"enclave.toml: 'environment.allow' has {name!r}, which a host may not set")

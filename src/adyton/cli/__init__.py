@@ -1,0 +1,1 @@
+"""The `adyton` command: one file a verb."""

@@ -1,0 +1,174 @@
+"""A TrustedApplication that is a gRPC server: the author overrides one method.
+
+Until the attested channel exists the server speaks plain gRPC, so it listens on the loopback interface only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from adyton.bundle.settings import Settings
+from adyton.enclave.application import TrustedApplication
+from adyton.enclave.serving import AioServing, Listen, Serving, ThreadedServing, probe_bind
+from adyton.enclave.workers import WorkerPool
+from adyton.errors import ApplicationError, StatusCode
+from adyton.proto import grpc_application_pb2 as extensions
+from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+
+_log = logging.getLogger(__name__)
+
+MAX_WORKERS = 256
+MAX_TIME_MS = 10 * 365 * 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerPlan:
+    """What the host asked for, checked."""
+
+    address: str
+    port: int
+    workers: int
+    lifetime_seconds: float
+    grace_seconds: float
+
+
+def read_plan(config: EnclaveConfig, settings: Settings) -> ServerPlan:
+    """Check the server's part of the host's configuration. Raises INVALID_ARGUMENT and names the extension."""
+    if not config.HasExtension(extensions.server_address):
+        raise _invalid("Expected the extension adyton.server_address on EnclaveConfig")
+    if not config.HasExtension(extensions.port):
+        raise _invalid("Expected the extension adyton.port on EnclaveConfig")
+    workers = config.Extensions[extensions.workers] if config.HasExtension(extensions.workers) else None
+    return ServerPlan(
+        address=_loopback(config.Extensions[extensions.server_address]),
+        port=_within("port", config.Extensions[extensions.port], 0, 65535),
+        workers=settings.server.workers if workers is None else _within("workers", workers, 1, MAX_WORKERS),
+        lifetime_seconds=_milliseconds(config, extensions.server_max_lifetime_ms),
+        grace_seconds=_milliseconds(config, extensions.shutdown_grace_ms),
+    )
+
+
+def _milliseconds(config: EnclaveConfig, extension: Any) -> float:
+    return _within(extension.name, config.Extensions[extension], 0, MAX_TIME_MS) / 1000
+
+
+def _within(name: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise _invalid(f"the extension adyton.{name} is {value}; it may be {low} to {high}")
+    return value
+
+
+def _loopback(address: str) -> str:
+    if address == "localhost":
+        try:
+            probe_bind("127.0.0.1", 0).close()
+        except OSError:
+            return "::1"
+        return "127.0.0.1"
+    try:
+        parsed = ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise _invalid(f"the extension adyton.server_address is {address[:80]!r}, which is no IP address") from None
+    if not parsed.is_loopback:
+        raise _invalid(
+            f"the extension adyton.server_address is {address!r}: without the attested channel anybody on the way "
+            "could read and change what is sent, so the server listens on loopback only (localhost, 127.0.0.1, ::1)"
+        )
+    return str(parsed)
+
+
+def _invalid(message: str) -> ApplicationError:
+    return ApplicationError(StatusCode.INVALID_ARGUMENT, message)
+
+
+class _GrpcApplicationBase(TrustedApplication):
+    """The life of the server, whichever kind it is."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._serving: Serving | None = None
+        self._plan: ServerPlan | None = None
+        self._lifetime: threading.Timer | None = None
+
+    def interceptors(self) -> Sequence[Any]:
+        """Override to put server interceptors (of the server's kind) around the servicers, outermost first."""
+        return ()
+
+    def initialize(self, config: EnclaveConfig) -> None:
+        """Build and start the server, once. INVALID_ARGUMENT, ALREADY_EXISTS or INTERNAL if it can't."""
+        plan = read_plan(config, self.context.settings)
+        with self._guard:
+            if self._serving is not None:
+                raise ApplicationError(StatusCode.ALREADY_EXISTS, "Server is already started")
+            self._serving = self._start(plan, config)
+            self._plan = plan
+        if plan.lifetime_seconds and self.context.worker is None:
+            self._lifetime = threading.Timer(plan.lifetime_seconds, self._outlive)
+            self._lifetime.daemon = True
+            self._lifetime.start()
+        _log.info("server started", extra={"port": self._serving.port, "workers": plan.workers})
+
+    def run(self, input: EnclaveInput) -> EnclaveOutput:  # noqa: ARG002
+        """Answer the port that the server listens on."""
+        output = EnclaveOutput()
+        assert self._serving is not None
+        output.Extensions[extensions.actual_server_port] = self._serving.port
+        return output
+
+    def finalize(self, final: EnclaveFinal) -> None:  # noqa: ARG002
+        """Refuse new RPCs, give those in flight their grace, and stop."""
+        if self._lifetime is not None:
+            self._lifetime.cancel()
+        self._stop()
+
+    def _stop(self) -> None:
+        with self._guard:
+            if self._serving is not None and self._plan is not None:
+                _log.info("Server shutting down")
+                self._serving.stop(self._plan.grace_seconds)
+
+    def _outlive(self) -> None:
+        self._stop()
+        self.context.request_stop("the server's maximum lifetime is over")
+
+    def _start(self, plan: ServerPlan, config: EnclaveConfig) -> Serving:
+        if plan.workers > 1 and self.context.worker is None:
+            return WorkerPool(self.context, config, address=plan.address, port=plan.port, workers=plan.workers)
+        return self._serve(Listen(address=plan.address, port=plan.port, shared=self.context.worker is not None))
+
+    def _serve(self, listen: Listen) -> Serving:
+        raise NotImplementedError
+
+
+class GrpcApplication(_GrpcApplicationBase):
+    """A gRPC server with threads. Override `add_servicers`, and nothing else if you need nothing else.
+
+    With several workers each process has its own instance, and calls `initialize`, `add_servicers` and `finalize` of
+    its own; the enclave's first process only looks after them, and answers `run`.
+    """
+
+    def add_servicers(self, server: grpc.Server) -> None:
+        """Add your generated servicers: `add_TranslatorServicer_to_server(Translator(), server)`."""
+        raise NotImplementedError(f"{type(self).__name__} does not override add_servicers")
+
+    def _serve(self, listen: Listen) -> Serving:
+        return ThreadedServing(self.context.settings, self.add_servicers, self.interceptors(), listen)
+
+
+class AioGrpcApplication(_GrpcApplicationBase):
+    """A gRPC server on asyncio. Override `add_servicers`; the rest is as in GrpcApplication."""
+
+    def add_servicers(self, server: grpc.aio.Server) -> None:
+        """Add your generated servicers, whose methods are coroutines. Called on the event loop."""
+        raise NotImplementedError(f"{type(self).__name__} does not override add_servicers")
+
+    def _serve(self, listen: Listen) -> Serving:
+        return AioServing(self.context.settings, self.add_servicers, self.interceptors(), listen)

@@ -1,0 +1,210 @@
+"""What stands around every servicer: an exception becomes a status, an RPC has an end, and the log says no content.
+
+Two forms, as gRPC has two kinds of server. Both answer `adyton.ApplicationError` with its own status, and any other
+exception with INTERNAL and its type; the message stays inside, for it may quote what another caller must not see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from adyton.bundle.settings import LoggingSettings
+from adyton.enclave.logs import frames_of
+from adyton.errors import AdytonError, StatusCode
+
+_log = logging.getLogger("adyton.rpc")
+
+GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+Behavior = Callable[[Any, Any], Any]
+
+
+def _answer_for(error: Exception, method: str, logging_settings: LoggingSettings) -> tuple[grpc.StatusCode, str]:
+    if isinstance(error, AdytonError):
+        return GRPC_CODES[error.status], error.message
+    extra = {"rpc": method, "exception": type(error).__name__, "frames": frames_of(error)}
+    if logging_settings.exception_messages:
+        extra["exception_message"] = str(error)
+    _log.error("uncaught exception in a servicer", extra=extra)
+    return GRPC_CODES[StatusCode.INTERNAL], f"uncaught {type(error).__name__}"
+
+
+def _log_access(method: str, context: Any, begun: float) -> None:
+    code = context.code()
+    status = code.name if isinstance(code, grpc.StatusCode) else GRPC_CODES.get(code or 0, grpc.StatusCode.UNKNOWN).name
+    duration_ms = round((time.monotonic() - begun) * 1000, 3)
+    _log.info("rpc", extra={"rpc": method, "status": status, "duration_ms": duration_ms})
+
+
+def _rebuild(handler: grpc.RpcMethodHandler[Any, Any], wrapped: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    make: Any = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
+    made: grpc.RpcMethodHandler[Any, Any] = make(
+        wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+    )
+    return made
+
+
+def _behavior(handler: grpc.RpcMethodHandler[Any, Any]) -> Behavior:
+    found: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    behavior: Behavior = found
+    return behavior
+
+
+class RpcTimer:
+    """Ends RPCs that last longer than they may. All get the same time, so the oldest is always the next to end."""
+
+    def __init__(self, limit_seconds: float) -> None:
+        self._limit = limit_seconds
+        self._running: dict[object, tuple[float, Callable[[], object]]] = {}
+        self._changed = threading.Condition()
+        threading.Thread(target=self._watch, name="rpc-timer", daemon=True).start()
+
+    @contextlib.contextmanager
+    def watch(self, cancel: Callable[[], object]) -> Iterator[None]:
+        """Call `cancel` if the body is not over in time."""
+        token = object()
+        with self._changed:
+            self._running[token] = (time.monotonic() + self._limit, cancel)
+            self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running.pop(token, None)
+
+    def _watch(self) -> None:
+        while True:
+            with self._changed:
+                while not self._running:
+                    self._changed.wait()
+                token, (ends, cancel) = next(iter(self._running.items()))
+                left = ends - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                    continue
+                del self._running[token]
+            cancel()
+
+
+class GuardInterceptor(grpc.ServerInterceptor):
+    """For grpc.server(): the outermost interceptor. An RPC over its time ends with CANCELLED."""
+
+    def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
+        self._logging = logging_settings
+        self._timer = RpcTimer(max_rpc_ms / 1000) if max_rpc_ms else None
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """Wrap the method's handler."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        return self.wrap(handler, handler_call_details.method)
+
+    def wrap(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        """The same handler with the guard around it."""
+        guard = self._stream if handler.response_streaming else self._unary
+        return _rebuild(handler, guard(_behavior(handler), method))
+
+    def _unary(self, behavior: Behavior, method: str) -> Behavior:
+        def call(request: Any, context: Any) -> Any:
+            with self._around(context, method):
+                return behavior(request, context)
+
+        return call
+
+    def _stream(self, behavior: Behavior, method: str) -> Behavior:
+        def call(request: Any, context: Any) -> Iterator[Any]:
+            with self._around(context, method):
+                yield from behavior(request, context)
+
+        return call
+
+    @contextlib.contextmanager
+    def _around(self, context: Any, method: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            with self._timer.watch(context.cancel) if self._timer else contextlib.nullcontext():
+                yield
+        except grpc.aio.AbortError:
+            raise  # context.abort() of a blocking handler in an asyncio server
+        except Exception as error:
+            if type(error) is Exception and not error.args and context.code() is not None:
+                raise  # context.abort() raises exactly this
+            self._abort(error, context, method)
+        finally:
+            if self._logging.access:
+                _log_access(method, context, begun)
+
+    def _abort(self, error: Exception, context: Any, method: str) -> NoReturn:
+        code, message = _answer_for(error, method, self._logging)
+        context.abort(code, message)
+        raise AssertionError("unreachable: abort raises")
+
+
+class AioGuardInterceptor(grpc.aio.ServerInterceptor):
+    """For grpc.aio.server(): the outermost interceptor. An RPC over its time ends with DEADLINE_EXCEEDED."""
+
+    def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
+        self._logging = logging_settings
+        self._limit = max_rpc_ms / 1000 if max_rpc_ms else None
+        self._blocking = GuardInterceptor(logging_settings, max_rpc_ms=0)
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+        """Wrap the method's handler; a blocking one too, which gRPC runs in a thread."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        behavior, method = _behavior(handler), handler_call_details.method
+        if asyncio.iscoroutinefunction(behavior):
+            return _rebuild(handler, self._coroutine(behavior, method))
+        if inspect.isasyncgenfunction(behavior):
+            return _rebuild(handler, self._generator(behavior, method))
+        return self._blocking.wrap(handler, method)
+
+    def _coroutine(self, behavior: Behavior, method: str) -> Behavior:
+        async def call(request: Any, context: Any) -> Any:
+            async with self._around(context, method):
+                return await behavior(request, context)
+
+        return call
+
+    def _generator(self, behavior: Behavior, method: str) -> Behavior:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with self._around(context, method):
+                async for response in behavior(request, context):
+                    yield response
+
+        return call
+
+    @contextlib.asynccontextmanager
+    async def _around(self, context: Any, method: str) -> AsyncIterator[None]:
+        begun = time.monotonic()
+        limit = asyncio.timeout(self._limit)
+        try:
+            async with limit:
+                yield
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a servicer raises
+            if limit.expired():
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the RPC took longer than this server allows")
+            await context.abort(*_answer_for(error, method, self._logging))
+        finally:
+            if self._logging.access:
+                _log_access(method, context, begun)

@@ -1,0 +1,111 @@
+"""Where an enclave's interpreter begins when the operating system's process is the enclave, and a worker's too.
+
+The launcher's firmware has verified the bundle and starts this with one argument: a JSON object with `path` (added to
+sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or null, `device_fd`, `parent_pid` and `cpu`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from adyton.bundle.lock import find_mismatches, parse_lock
+from adyton.bundle.settings import parse_settings
+from adyton.enclave.logs import start_logging
+from adyton.enclave.runtime import Runtime
+from adyton.errors import ControlProtocolError
+from adyton.proto.control_server import ControlServer
+from adyton.tee.simulated.device import SimulatedDevice
+
+EXIT_FINALIZED = 0
+EXIT_HOST_GONE = 80
+EXIT_REFUSED = 84
+EXIT_CONTROL_PROTOCOL = 85
+
+#: How long a finalized enclave waits for its host to hang up before it leaves by itself.
+LINGER_SECONDS = 5.0
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_log = logging.getLogger(__name__)
+
+
+def main(argument: str) -> NoReturn:
+    """Serve the control protocol until the host hangs up. Never returns, and waits for no thread."""
+    spec = json.loads(argument)
+    try:
+        code = _serve(spec)
+    except BaseException:  # noqa: BLE001  the last frame of the process
+        _log.exception("the enclave's runtime failed")
+        code = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _serve(spec: dict[str, Any]) -> int:
+    _shut_off(spec)
+    start_logging(logging.INFO)
+    bundle = Path(spec["bundle"])
+    server: ControlServer
+    runtime = Runtime(
+        settings=parse_settings((bundle / "enclave.toml").read_bytes()),
+        application_directory=bundle / "app",
+        data_directory=Path(spec["data"]),
+        device=_device(spec["device_fd"]),
+        request_stop=lambda reason: server.request_stop(reason),  # noqa: PLW0108  server comes below
+    )
+    server = ControlServer(socket.socket(fileno=spec["control_fd"]), runtime.answer)
+    mismatches = find_mismatches(parse_lock((bundle / "requirements.lock").read_bytes()), _installed_version)
+    if mismatches:
+        server.refuse("other packages than locked: " + "; ".join(mismatches))
+        return EXIT_REFUSED
+    threading.Thread(target=_leave_when_finalized, args=(runtime.finalized,), daemon=True).start()
+    try:
+        server.serve()
+    except ControlProtocolError as problem:
+        _log.critical("the host broke the control protocol: %s", problem)
+        return EXIT_CONTROL_PROTOCOL
+    return EXIT_FINALIZED if runtime.finalized.is_set() else EXIT_HOST_GONE
+
+
+def _shut_off(spec: dict[str, Any]) -> None:
+    """Repeat what an exec undoes, and keep the descriptors from children."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if spec["parent_pid"] is not None and os.getppid() != spec["parent_pid"]:
+        os._exit(EXIT_HOST_GONE)
+    if spec["cpu"] is not None:
+        os.sched_setaffinity(0, {spec["cpu"]})  # before there is a second thread
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for descriptor in (spec["control_fd"], spec["device_fd"]):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+
+
+def _device(descriptor: int | None) -> SimulatedDevice | None:
+    return None if descriptor is None else SimulatedDevice(socket.socket(fileno=descriptor))
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _leave_when_finalized(finalized: threading.Event) -> None:
+    finalized.wait()
+    time.sleep(LINGER_SECONDS)
+    os._exit(EXIT_FINALIZED)

@@ -1,0 +1,166 @@
+"""The enclave's end of the control protocol: the same in every kind of enclave.
+
+Whoever starts a runtime (process_entry.py for the simulation; a guest's first process) gives it a stream to its host,
+a folder with the verified bundle, and the device that makes evidence.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from adyton.bundle.settings import Settings
+from adyton.enclave.application import Device, EnclaveContext, TrustedApplication
+from adyton.enclave.lifecycle import LifeCycle, Step
+from adyton.enclave.logs import start_logging
+from adyton.errors import AdytonError, ApplicationError, ConfigurationError, StatusCode, WrongStateError
+from adyton.proto import control_pb2
+from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=Message)
+
+
+class Runtime:
+    """One application, its life cycle, and the requests of its host."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        application_directory: Path,
+        data_directory: Path,
+        device: Device | None,
+        request_stop: Callable[[str], None],
+    ) -> None:
+        self.finalized = threading.Event()
+        self._settings = settings
+        self._application_directory = application_directory
+        self._data_directory = data_directory
+        self._device = device
+        self._request_stop = request_stop
+        self._life = LifeCycle()
+        self._application: TrustedApplication | None = None
+
+    def answer(self, request: control_pb2.Request) -> control_pb2.Reply:
+        """Carry a request out. Whatever happens becomes the reply's status; nothing is raised."""
+        call = request.WhichOneof("call") or "nothing"
+        try:
+            return control_pb2.Reply(status=control_pb2.Status(), result=self._dispatch(call, request))
+        except WrongStateError as error:
+            return _refusal(error.status, str(error), wrong_state=True)
+        except AdytonError as error:
+            return _refusal(error.status, error.message)
+        except BaseException as error:  # noqa: BLE001  whatever an application raises, the host gets an answer
+            _log.exception("uncaught exception in %s", call)
+            return _refusal(StatusCode.INTERNAL, f"uncaught {type(error).__name__} in {call}")
+
+    def _dispatch(self, call: str, request: control_pb2.Request) -> bytes:
+        match call:
+            case "initialize":
+                return self._initialize(request.initialize)
+            case "run":
+                return self._run(request.run.input)
+            case "collect_evidence":
+                return self._collect_evidence(request.collect_evidence.report_data)
+            case "finalize":
+                return self._finalize(request.finalize)
+        raise ConfigurationError(f"this enclave does not know the request {call!r}")
+
+    def _initialize(self, call: control_pb2.Initialize) -> bytes:
+        self._life.take(Step.INITIALIZE)
+        try:
+            self._prepare(_parse(EnclaveConfig, call.config))
+            self._application = application = self._load_application()
+            application.context = self._context(call)
+            application.initialize(
+                _parse(EnclaveConfig, call.config)
+            )  # again: the application's extensions are known now
+        except BaseException:
+            self._life.take(Step.INITIALIZE_FAILED)
+            raise
+        self._life.take(Step.INITIALIZED)
+        return b""
+
+    def _prepare(self, config: EnclaveConfig) -> None:
+        start_logging(config.logging_config.level or logging.INFO)
+        allowed = self._settings.environment.allow
+        for variable in config.environment_variables:
+            if variable.name not in allowed or "\0" in variable.value:
+                raise ConfigurationError(
+                    f"environment variable {variable.name[:128]!r} is not one that the enclave takes from its host: "
+                    "enclave.toml lists those in environment.allow"
+                )
+        os.environ.update({each.name: each.value for each in config.environment_variables})
+        directory = self._data_directory / config.current_working_directory
+        try:
+            os.chdir(directory)
+        except (OSError, ValueError) as problem:
+            raise ConfigurationError(f"current_working_directory {str(directory)[:200]!r}: {problem}") from problem
+
+    def _load_application(self) -> TrustedApplication:
+        module, _, name = self._settings.application.partition(":")
+        kind = getattr(importlib.import_module(module), name)
+        if not (isinstance(kind, type) and issubclass(kind, TrustedApplication)):
+            raise ConfigurationError(f"{self._settings.application} is not a TrustedApplication")
+        return kind()
+
+    def _context(self, call: control_pb2.Initialize) -> EnclaveContext:
+        return EnclaveContext(
+            name=call.name,
+            settings=self._settings,
+            application_directory=self._application_directory,
+            data_directory=self._data_directory,
+            device=self._device,
+            worker=call.worker.index if call.HasField("worker") else None,
+            request_stop=self._request_stop,
+        )
+
+    def _run(self, data: bytes) -> bytes:
+        with self._life.call(Step.RUN):
+            assert self._application is not None
+            output = self._application.run(_parse(EnclaveInput, data))
+            if not isinstance(output, EnclaveOutput | None):
+                raise TypeError(f"run returned {type(output).__name__}")
+            return b"" if output is None else output.SerializeToString()
+
+    def _collect_evidence(self, report_data: bytes) -> bytes:
+        with self._life.call(Step.COLLECT_EVIDENCE):
+            if len(report_data) != 64:
+                raise ApplicationError(StatusCode.INVALID_ARGUMENT, "report_data has 64 bytes")
+            if self._device is None:
+                raise ApplicationError(StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
+            return self._device.collect_evidence(report_data)
+
+    def _finalize(self, call: control_pb2.Finalize) -> bytes:
+        self._life.take(Step.FINALIZE)
+        try:
+            assert self._application is not None
+            final = _parse(EnclaveFinal, call.final)
+            if stuck := self._life.drain(call.drain_ms / 1000):
+                _log.warning("finalizing though %d calls are in flight", stuck)
+            self._application.finalize(final)
+        finally:
+            self._life.take(Step.FINALIZED)
+            self.finalized.set()
+        return b""
+
+
+def _parse(kind: type[T], data: bytes) -> T:
+    try:
+        return kind.FromString(data)
+    except DecodeError as problem:
+        raise ConfigurationError(f"the host sent what is not an {kind.__name__}") from problem
+
+
+def _refusal(code: StatusCode, message: str, *, wrong_state: bool = False) -> control_pb2.Reply:
+    status = control_pb2.Status(code=code, message=message[:4096], wrong_state=wrong_state)
+    return control_pb2.Reply(status=status)

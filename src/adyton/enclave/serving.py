@@ -1,0 +1,213 @@
+"""One gRPC server of one process: built, started and stopped, in gRPC's two kinds."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from adyton.bundle.settings import ServerSettings, Settings
+from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
+from adyton.errors import ApplicationError, StatusCode
+
+T = TypeVar("T")
+START_SECONDS = 30.0
+
+
+class Serving(Protocol):
+    """A started server."""
+
+    port: int
+
+    def stop(self, grace_seconds: float) -> None:
+        """Refuse new RPCs at once, give those in flight `grace_seconds`, and return when they are over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where a server listens; `shared`: with the other servers of this enclave."""
+
+    address: str
+    port: int
+    shared: bool
+
+
+@dataclass(slots=True)
+class ServicerCollector:
+    """Stands for the server while an application adds its servicers; it can do nothing else."""
+
+    handlers: list[Any] = field(default_factory=list)
+    methods: list[tuple[str, Any]] = field(default_factory=list)
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
+        """As grpc.Server has it."""
+        self.handlers += handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
+        """As grpc.Server has it."""
+        self.methods.append((service_name, method_handlers))
+
+    def service_names(self) -> list[str]:
+        """Full names of the services that were added."""
+        generic = {each.service_name() for each in self.handlers if isinstance(each, grpc.ServiceRpcHandler)}
+        return sorted(generic | {name for name, _ in self.methods})
+
+    def add_to(self, server: Any) -> None:
+        """Give everything to a real server."""
+        server.add_generic_rpc_handlers(tuple(self.handlers))
+        for name, handlers in self.methods:
+            server.add_registered_method_handlers(name, handlers)
+
+
+def bind_address(address: str, port: int) -> str:
+    """`address` and `port` as gRPC writes them."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def probe_bind(address: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket bound there, not listening: a reservation of the port. Raises OSError with the reason."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if shared:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        probe.bind((address, port))
+    except OSError:
+        probe.close()
+        raise
+    return probe
+
+
+def cannot_bind(address: str, port: int) -> ApplicationError:
+    """INTERNAL, with the reason that gRPC keeps to itself."""
+    try:
+        probe_bind(address, port).close()
+        reason = os.strerror(errno.EADDRINUSE)
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+    return ApplicationError(
+        StatusCode.INTERNAL, f"Failed to start server: can't listen on {bind_address(address, port)}: {reason}"
+    )
+
+
+def server_options(limits: ServerSettings, listen: Listen) -> list[tuple[str, int]]:
+    """gRPC's channel arguments for enclave.toml's [server]."""
+    return [
+        ("grpc.so_reuseport", int(listen.shared)),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
+        ("grpc.max_connection_idle_ms", limits.max_connection_idle_ms),
+        ("grpc.server_handshake_timeout_ms", limits.handshake_timeout_ms),
+        ("grpc.keepalive_time_ms", limits.keepalive_time_ms),
+        ("grpc.keepalive_timeout_ms", limits.keepalive_timeout_ms),
+        ("grpc.http2.min_ping_interval_without_data_ms", limits.min_ping_interval_ms),
+    ]
+
+
+def _add_standard_services(collected: ServicerCollector, server: Any, limits: ServerSettings, servicer: Any) -> None:
+    collected.add_to(server)
+    names = collected.service_names()
+    if limits.health:
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        names.append(health.SERVICE_NAME)
+    if limits.reflection:
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+
+
+def _listen(server: Any, listen: Listen) -> int:
+    try:
+        bound: int = server.add_insecure_port(bind_address(listen.address, listen.port))
+    except RuntimeError as problem:
+        raise cannot_bind(listen.address, listen.port) from problem
+    return bound
+
+
+class ThreadedServing:
+    """grpc.server(): a pool of threads. The faster kind for short unary RPCs (docs/performance.md)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        add_servicers: Callable[[grpc.Server], None],
+        interceptors: Iterable[Any],
+        listen: Listen,
+    ) -> None:
+        limits = settings.server
+        collected: Any = ServicerCollector()
+        add_servicers(collected)
+        self._health = health.HealthServicer()
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(limits.threads, "rpc"),
+            interceptors=[GuardInterceptor(settings.logging, limits.max_rpc_ms), *interceptors],
+            options=server_options(limits, listen),
+            maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
+        )
+        _add_standard_services(collected, self._server, limits, self._health)
+        self.port = _listen(self._server, listen)
+        self._server.start()
+        for name in ("", *collected.service_names()):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def stop(self, grace_seconds: float) -> None:
+        """As Serving says. A handler that ignores the end of its RPC is not waited for."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_seconds).wait(grace_seconds + START_SECONDS)
+
+
+class AioServing:
+    """grpc.aio.server(), on an event loop in a thread of its own. The better kind for streams and for waiting."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        add_servicers: Callable[[grpc.aio.Server], None],
+        interceptors: Iterable[Any],
+        listen: Listen,
+    ) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="rpc-loop", daemon=True).start()
+        self._health = health.aio.HealthServicer()
+        self._server: Any = None
+        self.port = 0
+
+        async def start() -> None:
+            limits = settings.server
+            collected: Any = ServicerCollector()
+            add_servicers(collected)
+            self._server = grpc.aio.server(
+                futures.ThreadPoolExecutor(limits.threads, "rpc"),
+                interceptors=[AioGuardInterceptor(settings.logging, limits.max_rpc_ms), *interceptors],
+                options=server_options(limits, listen),
+                maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
+            )
+            _add_standard_services(collected, self._server, limits, self._health)
+            self.port = _listen(self._server, listen)
+            await self._server.start()
+            for name in ("", *collected.service_names()):
+                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+        self._run(start(), START_SECONDS)
+
+    def stop(self, grace_seconds: float) -> None:
+        """As Serving says. A handler still running after its time gets CancelledError."""
+
+        async def stop() -> None:
+            await self._health.enter_graceful_shutdown()
+            await self._server.stop(grace_seconds)
+
+        self._run(stop(), grace_seconds + START_SECONDS)
+
+    def _run(self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_seconds)

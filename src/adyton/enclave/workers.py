@@ -1,0 +1,186 @@
+"""Several server processes in one enclave, each on a CPU of its own, behind one port.
+
+The enclave's first process reserves the port, starts the others as fresh interpreters of the same verified bundle,
+and is their host: it speaks the control protocol to each. A worker that dies is replaced, but not for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+
+from adyton.enclave.application import EnclaveContext
+from adyton.enclave.serving import cannot_bind, probe_bind
+from adyton.errors import AdytonError, ApplicationError, EnclaveDiedError, StatusCode
+from adyton.proto import control_pb2
+from adyton.proto import grpc_application_pb2 as extensions
+from adyton.proto.control_client import ControlClient
+from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal
+
+_log = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+#: More deaths than this within a minute, and the enclave asks to be finalized.
+MAX_DEATHS_A_MINUTE = 10
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    index: int
+    process: subprocess.Popen[bytes]
+    control: ControlClient
+    gone: Future[int]
+
+
+class WorkerPool:
+    """The server processes of one enclave; a Serving. All of them serve, or `__init__` raises."""
+
+    def __init__(
+        self, context: EnclaveContext, config: EnclaveConfig, *, address: str, port: int, workers: int
+    ) -> None:
+        self._context = context
+        self._reservation = _reserve(address, port)
+        self.port: int = self._reservation.getsockname()[1]
+        self._config = EnclaveConfig()
+        self._config.CopyFrom(config)
+        self._config.Extensions[extensions.port] = self.port
+        self._config.Extensions[extensions.workers] = workers
+        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS_A_MINUTE)
+        self._serving = False
+        self._workers: dict[int, _Worker] = {}
+        self._orders: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._started: queue.SimpleQueue[AdytonError | None] = queue.SimpleQueue()
+        # One thread starts every worker and lives as long as the enclave: the kernel ends a worker with its starter.
+        threading.Thread(target=self._tend, name="workers", daemon=True).start()
+        for index in range(workers):
+            self._orders.put(index)
+        failures = [failure for _ in range(workers) if (failure := self._started.get()) is not None]
+        self._serving = not failures
+        if failures:
+            self._end()
+            raise failures[0]
+
+    def stop(self, grace_seconds: float) -> None:
+        """Finalize every worker at once; those that do not end in time are killed."""
+        self._serving = False
+        workers = list(self._workers.values())
+        calls = [worker.control.call(_finalize(grace_seconds)) for worker in workers]
+        until = time.monotonic() + grace_seconds + 5
+        for call in calls:
+            with contextlib.suppress(AdytonError, FutureTimeoutError):
+                call.result(max(0.0, until - time.monotonic()))
+        self._end()
+
+    def _end(self) -> None:
+        self._orders.put(None)
+        for worker in list(self._workers.values()):
+            worker.process.kill()
+            worker.control.close()
+            worker.process.wait()
+        self._reservation.close()
+
+    def _tend(self) -> None:
+        while (index := self._orders.get()) is not None:
+            if index in self._workers:
+                self._workers.pop(index).control.close()
+            failure: AdytonError | None = None
+            try:
+                self._workers[index] = self._start(index)
+            except AdytonError as problem:
+                failure = problem
+            except OSError as problem:
+                failure = ApplicationError(StatusCode.INTERNAL, f"worker {index} did not start: {problem}")
+            if not self._serving:
+                self._started.put(failure)
+            elif failure is not None:
+                self._context.request_stop(f"a worker could not be replaced: {failure}")
+
+    def _start(self, index: int) -> _Worker:
+        mine, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                _command(theirs.fileno(), _cpu(index)),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=_environment(),
+            )
+        gone: Future[int] = Future()
+        control = ControlClient(mine, explain=lambda problem: self._explain(index, process, problem, gone))
+        slot = control_pb2.Worker(index=index)
+        name = f"{self._context.name}/{index}"
+        call = control_pb2.Initialize(config=self._config.SerializeToString(), name=name, worker=slot)
+        try:
+            control.ready.result(START_SECONDS)
+            control.call(control_pb2.Request(initialize=call)).result(START_SECONDS)
+        except (AdytonError, FutureTimeoutError) as problem:
+            process.kill()
+            control.close()
+            if isinstance(problem, AdytonError):
+                raise
+            raise ApplicationError(StatusCode.INTERNAL, f"worker {index} did not start in time") from problem
+        gone.add_done_callback(lambda _: self._replace(index))
+        return _Worker(index=index, process=process, control=control, gone=gone)
+
+    def _explain(
+        self, index: int, process: subprocess.Popen[bytes], problem: AdytonError | None, gone: Future[int]
+    ) -> AdytonError:
+        process.kill()
+        status = process.wait()
+        gone.set_result(status)
+        return problem or EnclaveDiedError(f"worker {index} ended with {status}", exit_status=status)
+
+    def _replace(self, index: int) -> None:
+        if not self._serving:
+            return
+        now = time.monotonic()
+        _log.error("a worker died; another takes its place", extra={"worker": index})
+        self._deaths.append(now)
+        if len(self._deaths) == MAX_DEATHS_A_MINUTE and now - self._deaths[0] < 60:
+            self._context.request_stop(f"{MAX_DEATHS_A_MINUTE} workers died within a minute")
+            return
+        self._orders.put(index)
+
+
+def _reserve(address: str, port: int) -> socket.socket:
+    """Hold the port for the workers. Exclusively first: sharing it with a stranger who allows sharing must fail."""
+    try:
+        exclusive = probe_bind(address, port)
+        chosen = exclusive.getsockname()[1]
+        exclusive.close()
+        return probe_bind(address, chosen, shared=True)
+    except OSError as problem:
+        raise cannot_bind(address, port) from problem
+
+
+def _command(control_fd: int, cpu: int) -> list[str]:
+    """This very interpreter's command line, with another control connection, no device, and this process as parent."""
+    spec = json.loads(sys.orig_argv[-1])
+    spec |= {"control_fd": control_fd, "device_fd": None, "parent_pid": os.getpid(), "cpu": cpu}
+    return [sys.executable, *sys.orig_argv[1:-1], json.dumps(spec)]
+
+
+def _environment() -> dict[str, str]:
+    """Without what the host put into ours: each worker takes that from its own configuration, checked."""
+    return {name: os.environ[name] for name in ("LANG", "HOME", "TMPDIR", "PATH") if name in os.environ}
+
+
+def _cpu(index: int) -> int:
+    allowed = sorted(os.sched_getaffinity(0))
+    return allowed[index % len(allowed)]
+
+
+def _finalize(grace_seconds: float) -> control_pb2.Request:
+    final = EnclaveFinal().SerializeToString()
+    return control_pb2.Request(finalize=control_pb2.Finalize(final=final, drain_ms=int(grace_seconds * 1000)))

@@ -1,0 +1,175 @@
+"""Every way in which Adyton says no.
+
+One base class; a subclass for each thing that a caller would do differently. Each class carries the two numbers that
+other worlds need: the gRPC status code that it becomes on a wire, and the exit code of the command line. The table is
+in docs/errors.md, and a test walks every subclass against it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+
+class StatusCode(enum.IntEnum):
+    """The canonical codes of google.rpc.Code, which gRPC uses too; here without importing gRPC."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class ExitCode(enum.IntEnum):
+    """What the `adyton` command exits with."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_GENUINE = 3
+    POLICY_REFUSED = 4
+    UNREACHABLE = 5
+    UNSUPPORTED_HERE = 6
+    BUG = 70
+
+
+class AdytonError(Exception):
+    """Base of all errors that Adyton raises on purpose.
+
+    `status` is the gRPC status that the error becomes on a wire, `exit_code` what the command line exits with, and
+    `mend` one line that says what the reader can do about it, or an empty string.
+    """
+
+    status: StatusCode = StatusCode.INTERNAL
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.mend})" if self.mend else self.message
+
+
+class ConfigurationError(AdytonError):
+    """The user's own input is wrong: enclave.toml, a lock file, an argument. Nothing was started."""
+
+    status = StatusCode.INVALID_ARGUMENT
+    exit_code = ExitCode.USAGE
+
+
+class BundleError(AdytonError):
+    """A bundle is damaged, is not the one that its digest names, or is not a bundle. Nothing of it was run."""
+
+    status = StatusCode.DATA_LOSS
+    exit_code = ExitCode.NOT_GENUINE
+
+
+class EvidenceError(AdytonError):
+    """Evidence is malformed or not genuine. Nothing that it claims may be believed."""
+
+    status = StatusCode.UNAUTHENTICATED
+    exit_code = ExitCode.NOT_GENUINE
+
+
+class UnsupportedError(AdytonError):
+    """This machine, or this build, can't do what was asked; another could."""
+
+    status = StatusCode.UNIMPLEMENTED
+    exit_code = ExitCode.UNSUPPORTED_HERE
+
+
+class LaunchError(AdytonError):
+    """The enclave could not be started; nothing of it is left."""
+
+    status = StatusCode.FAILED_PRECONDITION
+    exit_code = ExitCode.UNSUPPORTED_HERE
+
+
+class AlreadyExistsError(AdytonError):
+    """An enclave of that name is loaded already; use another name or destroy that one."""
+
+    status = StatusCode.ALREADY_EXISTS
+    exit_code = ExitCode.USAGE
+
+
+class WrongStateError(AdytonError):
+    """The call does not fit the enclave's state. The message names the state it is in and the one it should be in."""
+
+    status = StatusCode.FAILED_PRECONDITION
+    exit_code = ExitCode.FAILED
+
+
+class ApplicationError(AdytonError):
+    """The application's own status.
+
+    Raise it in a `TrustedApplication` to answer the host with a code of your choice; the host's call raises the same
+    class with the same code and message. Any other exception reaches the host as INTERNAL with the exception's type.
+    """
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, status: StatusCode, message: str, *, mend: str = "") -> None:
+        super().__init__(message, mend=mend)
+        if status is StatusCode.OK:
+            raise ValueError("OK is not an error")
+        self.status = status
+
+    def __str__(self) -> str:
+        return f"{self.status.name}: {super().__str__()}"
+
+
+class EnclaveDiedError(AdytonError):
+    """The enclave is gone though nobody destroyed it. Calls in flight may or may not have been carried out.
+
+    `exit_status` is a process's return code (negative: the signal that ended it), or None where there is none;
+    `log_tail` holds the last lines that the enclave logged, oldest first.
+    """
+
+    status = StatusCode.UNAVAILABLE
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *, exit_status: int | None = None, log_tail: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+        self.log_tail = log_tail
+
+    def __str__(self) -> str:
+        if not self.log_tail:
+            return self.message
+        return "\n  ".join((self.message + "; its last log lines:", *self.log_tail))
+
+
+class DeadlineError(AdytonError):
+    """The enclave did not answer in the time that the caller gave it. The call may still be carried out."""
+
+    status = StatusCode.DEADLINE_EXCEEDED
+    exit_code = ExitCode.UNREACHABLE
+
+
+class UnreachableError(AdytonError):
+    """Nobody answers at that address, or the connection was lost."""
+
+    status = StatusCode.UNAVAILABLE
+    exit_code = ExitCode.UNREACHABLE
+
+
+class ControlProtocolError(AdytonError):
+    """The other side of the control protocol sent what the protocol does not allow; the connection is over."""
+
+    status = StatusCode.INTERNAL
+    exit_code = ExitCode.BUG

@@ -1,0 +1,110 @@
+"""EnclaveManager and EnclaveClient for asyncio: the same enclaves, awaited instead of waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from adyton.errors import AdytonError, DeadlineError
+from adyton.host import manager
+from adyton.host.bundles import Bundle
+from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+
+T = TypeVar("T")
+
+
+class EnclaveClient:
+    """One loaded enclave; the methods and errors of adyton.EnclaveClient, as coroutines."""
+
+    def __init__(self, client: manager.EnclaveClient) -> None:
+        self._client = client
+        self.name = client.name
+
+    async def enter_and_run(
+        self,
+        input: EnclaveInput | None = None,
+        *,
+        timeout_seconds: float = manager.RUN_SECONDS,
+    ) -> EnclaveOutput:
+        """The application's `run(input)`. Cancelling the task does not cancel the call inside."""
+        return await self._wait(self._client.run_future(input), timeout_seconds, "run")
+
+    async def collect_evidence(self, report_data: bytes, *, timeout_seconds: float = manager.RUN_SECONDS) -> bytes:
+        """Evidence by the enclave's hardware over 64 bytes of the caller's choice. Not verified here."""
+        return await self._wait(self._client.evidence_future(report_data), timeout_seconds, "collect_evidence")
+
+    async def wait_stop_requested(self) -> str:
+        """Wait until the application asks to be finalized; its reason."""
+        return await asyncio.shield(asyncio.wrap_future(self._client.stop_requested))
+
+    def address_of(self, port: int) -> str:
+        """Where a client on this host reaches a port of the enclave: "host:port"."""
+        return self._client.address_of(port)
+
+    def log_tail(self) -> tuple[str, ...]:
+        """The last lines that the enclave logged, oldest first."""
+        return self._client.log_tail()
+
+    async def destroy(
+        self, final: EnclaveFinal | None = None, *, timeout_seconds: float = manager.DESTROY_SECONDS
+    ) -> None:
+        """As adyton.EnclaveClient.destroy. It goes on if the task is cancelled."""
+        work = asyncio.to_thread(self._client.destroy, final, timeout_seconds=timeout_seconds)
+        await asyncio.shield(asyncio.ensure_future(work))
+
+    async def _wait(self, future: Future[T], timeout_seconds: float, what: str) -> T:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError:
+            raise DeadlineError(f"enclave {self.name!r}: {what} was not answered in {timeout_seconds:.1f} s") from None
+
+
+class EnclaveManager:
+    """As adyton.EnclaveManager, and an asynchronous context manager."""
+
+    def __init__(self) -> None:
+        self._manager = manager.EnclaveManager()
+
+    async def __aenter__(self) -> EnclaveManager:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.close()
+        except AdytonError:
+            if error is None:
+                raise
+
+    async def load(
+        self,
+        name: str,
+        target: Bundle | Path | str,
+        config: EnclaveConfig | None = None,
+        *,
+        on: str = "process",
+        timeout_seconds: float = manager.LOAD_SECONDS,
+    ) -> EnclaveClient:
+        """As adyton.EnclaveManager.load. A task that is cancelled meanwhile leaves no enclave behind."""
+        work = asyncio.ensure_future(
+            asyncio.to_thread(self._manager.load, name, target, config, on=on, timeout_seconds=timeout_seconds)
+        )
+        try:
+            return EnclaveClient(await asyncio.shield(work))
+        except asyncio.CancelledError:
+            work.add_done_callback(_destroy_unwanted)
+            raise
+
+    async def close(self) -> None:
+        """Destroy every enclave that is still loaded. Raises the first error, after all of them are gone."""
+        await asyncio.to_thread(self._manager.close)
+
+
+def _destroy_unwanted(work: asyncio.Future[manager.EnclaveClient]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.get_loop().run_in_executor(None, work.result().destroy)

@@ -1,0 +1,137 @@
+"""Bundles: read from a file, or built from a project's folder.
+
+A bundle holds enclave.toml, requirements.lock, the application's files below app/, and below runtime/ the rooms of
+Adyton that run inside: they are measured with the application, whichever launcher starts them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import adyton
+from adyton.bundle.archive import MAX_BYTES, bundle_sha256, encode_archive, parse_archive
+from adyton.bundle.lock import LockedDistribution, parse_lock
+from adyton.bundle.settings import Settings, parse_settings
+from adyton.errors import BundleError, ConfigurationError
+from adyton.tee.simulated.format import simulated_measurement
+
+SETTINGS, LOCK = "enclave.toml", "requirements.lock"
+#: What of the package runs inside. The rest of it is the host's.
+RUNTIME_ROOMS = ("__init__.py", "errors.py", "proto", "bundle", "tee", "enclave")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle in memory, checked to be one. `sha256` names it; `data` is the archive as it lies on disk."""
+
+    sha256: bytes
+    data: bytes
+    settings: Settings
+    lock: tuple[LockedDistribution, ...]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Bundle:
+        """Check an archive. Raises BundleError or ConfigurationError."""
+        files = parse_archive(data)
+        for name in (SETTINGS, LOCK):
+            if name not in files:
+                raise BundleError(f"the bundle has no {name}")
+        return cls(
+            sha256=bundle_sha256(data),
+            data=data,
+            settings=parse_settings(files[SETTINGS]),
+            lock=parse_lock(files[LOCK]),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Bundle:
+        """Read a bundle's file. Raises ConfigurationError if it can't be read, BundleError if it is not a bundle."""
+        return cls.parse(_read(path, 2 * MAX_BYTES))
+
+    @classmethod
+    def build(cls, project: Path) -> Bundle:
+        """Make the bundle of a project's folder. Equal content gives equal bytes. Raises ConfigurationError."""
+        settings_text = _read(project / SETTINGS, MAX_BYTES)
+        settings = parse_settings(settings_text)
+        files = {SETTINGS: settings_text, LOCK: _read(project / LOCK, MAX_BYTES)}
+        for name, path in _application_files(project, settings):
+            files[f"app/{name}"] = _read(path, MAX_BYTES)
+        for name, path in _runtime_files():
+            files[f"runtime/adyton/{name}"] = _read(path, MAX_BYTES)
+        return cls.parse(encode_archive(files))
+
+    def measurements(self) -> dict[str, object]:
+        """The content of measurements.json: reference values, one entry a technology that this bundle runs on."""
+        return {
+            "version": 1,
+            "name": self.settings.name,
+            "adyton": adyton.__version__,
+            "bundle_sha256": self.sha256.hex(),
+            "reference_values": {"simulated": {"measurement": simulated_measurement(self.sha256).hex()}},
+        }
+
+    def save(self, directory: Path) -> tuple[Path, Path]:
+        """Write <name>.adyton and measurements.json, each whole or not at all; their paths."""
+        text = json.dumps(self.measurements(), indent=2, sort_keys=True) + "\n"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            return (
+                _write(directory / f"{self.settings.name}.adyton", self.data),
+                _write(directory / "measurements.json", text.encode()),
+            )
+        except OSError as problem:
+            raise ConfigurationError(f"can't write to {directory}: {problem.strerror}") from problem
+
+
+def _application_files(project: Path, settings: Settings) -> Iterator[tuple[str, Path]]:
+    for included in settings.include:
+        start = project / included
+        if not start.exists():
+            raise ConfigurationError(f"enclave.toml: 'include' has {included!r}, which does not exist in {project}")
+        for path in sorted(start.rglob("*")) if start.is_dir() else [start]:
+            name = path.relative_to(project)
+            if any(part == "__pycache__" or part.startswith(".") for part in name.parts) or path.suffix == ".pyc":
+                continue
+            if path.is_symlink():
+                raise ConfigurationError(f"{path} is a symbolic link; a bundle holds files")
+            if path.is_file():
+                yield name.as_posix(), path
+            elif not path.is_dir():
+                raise ConfigurationError(f"{path} is neither file nor folder")
+
+
+def _runtime_files() -> Iterator[tuple[str, Path]]:
+    root = Path(adyton.__file__).parent
+    for room in RUNTIME_ROOMS:
+        start = root / room
+        for path in sorted(start.rglob("*.py")) if start.is_dir() else [start]:
+            yield path.relative_to(root).as_posix(), path
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as source:
+            data = source.read(limit + 1)
+    except OSError as problem:
+        mend = "`adyton init` makes a project that has it" if path.name in (SETTINGS, LOCK) else ""
+        raise ConfigurationError(f"can't read {path}: {problem.strerror}", mend=mend) from problem
+    if len(data) > limit:
+        raise ConfigurationError(f"{path} is larger than {limit} bytes")
+    return data
+
+
+def _write(path: Path, data: bytes) -> Path:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as scratch:
+        try:
+            scratch.write(data)
+            scratch.flush()
+            Path(scratch.name).chmod(0o644)
+            Path(scratch.name).replace(path)
+        except BaseException:
+            Path(scratch.name).unlink(missing_ok=True)
+            raise
+    return path

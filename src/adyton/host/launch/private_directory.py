@@ -1,0 +1,81 @@
+"""Folders that belong to one enclave, and that are gone with it, whoever was killed.
+
+Each is below one folder of the user's and is locked by the host's process as long as that lives. Whoever makes a new
+one removes those whose lock is free: their host was killed before it could.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adyton.errors import LaunchError
+
+_PREFIX = "enclave-"
+
+
+class PrivateDirectory:
+    """A new folder, 0700, for one enclave. Raises LaunchError where none can be made."""
+
+    def __init__(self) -> None:
+        try:
+            root = _root()
+            with _registry_lock(root):
+                _sweep(root)
+                self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+                self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as problem:
+            raise LaunchError(f"no folder for the enclave can be made: {problem}") from problem
+
+    def close(self) -> None:
+        """Remove the folder. Safe to call twice."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _root() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and os.access(runtime, os.W_OK):
+        root = Path(runtime) / "adyton"
+    else:
+        root = Path(tempfile.gettempdir()) / f"adyton-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise LaunchError(f"{root} should be a folder of this user's that no one else can enter", mend=f"remove {root}")
+    return root
+
+
+@contextmanager
+def _registry_lock(root: Path) -> Iterator[None]:
+    descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(root: Path) -> None:
+    for path in root.glob(f"{_PREFIX}*"):
+        try:
+            descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its host lives
+        finally:
+            os.close(descriptor)

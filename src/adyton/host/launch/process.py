@@ -1,0 +1,268 @@
+"""The process launcher: a *simulation* of an enclave, an ordinary process, shut off as far as that goes.
+
+Nothing here protects from root or from the kernel. It runs the same runtime as every other launcher, from the same
+bundle, and gives evidence of the same shape, under a root that this machine made for itself (adyton.tee.simulated).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import adyton
+from adyton.errors import AdytonError, BundleError, EnclaveDiedError, LaunchError, UnsupportedError
+from adyton.host.bundles import Bundle
+from adyton.host.launch import firmware, hardening
+from adyton.host.launch.launcher import Capability, LaunchRequest
+from adyton.host.launch.log_pump import LogPump, open_log
+from adyton.host.launch.namespaces import bubblewrap_command, why_no_namespaces
+from adyton.host.launch.private_directory import PrivateDirectory
+from adyton.host.launch.spawner import spawn
+from adyton.proto.frames import Stream
+from adyton.tee.simulated.format import simulated_measurement
+from adyton.tee.simulated.platform import SimulatedPlatform, serve
+
+_START = (
+    "import json, sys; sys.path.append(json.loads(sys.argv[1])['firmware_path']); "
+    "from adyton.host.launch.firmware import main; main()"
+)
+#: How long an enclave whose control connection ended may take to end before it is killed.
+END_SECONDS = 2.0
+
+
+class ProcessLauncher:
+    """Starts enclaves as processes. `namespaces`: None takes them where they work, True insists, False does without."""
+
+    technology = "process"
+    warning = "simulation: an ordinary process; whoever controls this machine can read and change everything in it"
+
+    def __init__(self, *, namespaces: bool | None = None) -> None:
+        self._why_no_namespaces = "not asked for" if namespaces is False else why_no_namespaces()
+        if namespaces and self._why_no_namespaces:
+            raise UnsupportedError(self._why_no_namespaces)
+
+    def capabilities(self) -> list[Capability]:
+        """What keeps an enclave's process apart on this machine."""
+        abi, possible = hardening.landlock_abi(), hardening.seccomp_is_possible()
+        network = "and outgoing TCP" if abi >= 4 else "but not outgoing TCP (needs ABI 4)"
+        return [
+            Capability(name="launch", available=sys.platform == "linux", detail=self.warning),
+            Capability(
+                name="landlock",
+                available=abi > 0,
+                detail=f"ABI {abi}: files {network}"
+                if abi
+                else "the kernel has none: the process can read its user's files",
+            ),
+            Capability(
+                name="seccomp",
+                available=possible,
+                detail=f"{len(hardening.REFUSED_CALLS)} system calls refused"
+                if possible
+                else "not on this kernel or CPU",
+            ),
+            Capability(
+                name="namespaces",
+                available=not self._why_no_namespaces,
+                detail=self._why_no_namespaces or "bubblewrap: user, pid, ipc, uts, mount",
+            ),
+        ]
+
+    def launch(self, request: LaunchRequest) -> ProcessEnclave:
+        """Start one. Its evidence's root is made on first use. Raises LaunchError or UnsupportedError."""
+        if request.host_name and self._why_no_namespaces:
+            raise UnsupportedError(f"host_name needs namespaces: {self._why_no_namespaces}")
+        hardware = SimulatedPlatform.open().enclave(simulated_measurement(request.bundle.sha256))
+        with contextlib.ExitStack() as stack:
+            directory = PrivateDirectory()
+            stack.callback(directory.close)
+            control, control_inside = _socket_pair(stack)
+            device, device_inside = _socket_pair(stack)
+            inside = {"control_fd": control_inside.fileno(), "device_fd": device_inside.fileno()}
+            inside["bundle_fd"] = bundle_fd = _sealed_memory(request.bundle.data)
+            stack.callback(os.close, bundle_fd)
+            log_file = None
+            if request.log_directory is not None:
+                log_file = open_log(request.log_directory / f"{request.name}.log")
+                stack.callback(os.close, log_file)
+            process = self._spawn(request, directory.path, inside)
+            pump = _pump(process, request, log_file)
+            threading.Thread(target=serve, args=(hardware, device), name="adyton-device", daemon=True).start()
+            stack.pop_all()
+        for each in (control_inside, device_inside):
+            each.close()
+        os.close(bundle_fd)
+        in_namespaces = not self._why_no_namespaces
+        return ProcessEnclave(
+            process, control=control, device=device, pump=pump, directory=directory, in_namespaces=in_namespaces
+        )
+
+    def _spawn(self, request: LaunchRequest, directory: Path, inside: dict[str, int]) -> subprocess.Popen[bytes]:
+        executable = os.path.realpath(sys.executable)
+        spec = self._spec(request.bundle, directory, executable, inside)
+        command = [executable, "-I", "-S", "-B", "-X", "utf8", "-c", _START, json.dumps(spec)]
+        if not self._why_no_namespaces:
+            readable = [spec["firmware_path"], *spec["interpreter_paths"], *spec["dependency_paths"]]
+            command = bubblewrap_command(
+                directory=directory, readable=readable, host_name=request.host_name, command=command
+            )
+        try:
+            return spawn(
+                command,
+                stdin=subprocess.DEVNULL if request.stdin_fd is None else request.stdin_fd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=tuple(inside.values()),
+                env={},
+                cwd=directory,
+                start_new_session=True,
+            )
+        except OSError as problem:
+            raise LaunchError(f"the enclave's process can't be started: {problem}") from problem
+
+    def _spec(self, bundle: Bundle, directory: Path, executable: str, inside: dict[str, int]) -> dict[str, Any]:
+        return inside | {
+            "bundle_sha256": bundle.sha256.hex(),
+            "directory": str(directory),
+            "firmware_path": str(Path(adyton.__file__).parent.parent),
+            "interpreter_paths": [executable, f"{sys.base_prefix}/lib", f"{sys.base_prefix}/lib64"],
+            "dependency_paths": _dependency_paths(bundle),
+            "outbound": bundle.settings.network.outbound,
+            "landlock": hardening.landlock_abi() > 0,
+            "seccomp": hardening.seccomp_is_possible(),
+            "parent_pid": os.getpid() if self._why_no_namespaces else None,
+        }
+
+
+class ProcessEnclave:
+    """A started process; a LaunchedEnclave."""
+
+    control: Stream
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        *,
+        control: socket.socket,
+        device: socket.socket,
+        pump: LogPump,
+        directory: PrivateDirectory,
+        in_namespaces: bool,
+    ) -> None:
+        self.control = control
+        self._process = process
+        self._device = device
+        self._pump = pump
+        self._directory = directory
+        self._in_namespaces = in_namespaces
+
+    @property
+    def pid(self) -> int:
+        """The child's process id; bubblewrap's where there are namespaces."""
+        return self._process.pid
+
+    def address_of(self, port: int) -> str:
+        """The network is the host's."""
+        return f"localhost:{port}"
+
+    def log_tail(self) -> tuple[str, ...]:
+        """As LaunchedEnclave says."""
+        return self._pump.tail()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """As LaunchedEnclave says."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_seconds)
+            return True
+        return False
+
+    def explain(self) -> AdytonError:
+        """As LaunchedEnclave says. The firmware's exit codes become the errors that they stand for."""
+        if not self.wait(END_SECONDS):
+            _kill(self._process)
+        self._pump.join(END_SECONDS)
+        status, tail = self._exit_status(), self.log_tail()
+        last = tail[-1].removeprefix("firmware: ") if tail else "nothing was logged"
+        if status == firmware.EXIT_NOT_THE_BUNDLE:
+            return BundleError(last)
+        if status in (firmware.EXIT_NO_ROOM, firmware.EXIT_NOT_HARDENED):
+            return LaunchError(f"the enclave could not be set up: {last}")
+        how = f"exit code {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
+        return EnclaveDiedError(f"the enclave's process ended: {how}", exit_status=status, log_tail=tail)
+
+    def close(self) -> None:
+        """As LaunchedEnclave says."""
+        _kill(self._process)
+        self._pump.join(END_SECONDS)
+        with contextlib.suppress(OSError):
+            self._device.shutdown(socket.SHUT_RDWR)
+        self._device.close()
+        self._directory.close()
+
+    def _exit_status(self) -> int:
+        status = self._process.returncode
+        if self._in_namespaces and status > 128:  # how bubblewrap tells of a signal
+            return 128 - status
+        return status
+
+
+def _socket_pair(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    for each in pair:
+        stack.callback(each.close)
+    return pair
+
+
+def _sealed_memory(data: bytes) -> int:
+    """The bundle in memory that nobody can change any more, at its beginning."""
+    descriptor = os.memfd_create("adyton-bundle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as target:
+            target.write(data)
+        fcntl.fcntl(
+            descriptor,
+            fcntl.F_ADD_SEALS,
+            fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL,
+        )
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _dependency_paths(bundle: Bundle) -> list[str]:
+    """The folders that hold the locked distributions; what is missing there is the runtime's to refuse."""
+    found: dict[str, None] = {}
+    for locked in bundle.lock:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[str(Path(str(importlib.metadata.distribution(locked.name).locate_file(""))).resolve())] = None
+    return list(found)
+
+
+def _pump(process: subprocess.Popen[bytes], request: LaunchRequest, log_file: int | None) -> LogPump:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return LogPump({process.stdout: request.stdout_fd, process.stderr: request.stderr_fd}, log_file)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,79 @@
+"""The answering end of the control protocol, inside the enclave."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from google.protobuf.message import DecodeError
+
+from adyton.errors import ControlProtocolError, StatusCode
+from adyton.proto import control_pb2
+from adyton.proto.control_client import PROTOCOL_VERSION
+from adyton.proto.frames import Stream, encode_frame, read_frame
+
+#: Calls that one host may have in flight; the next one waits until one ends.
+MAX_CALLS_IN_FLIGHT = 64
+
+Handler = Callable[[control_pb2.Request], control_pb2.Reply]
+
+
+class ControlServer:
+    """Serves one host over one stream. `handler` answers a request; it never raises."""
+
+    def __init__(self, stream: Stream, handler: Handler) -> None:
+        self._stream = stream
+        self._handler = handler
+        self._sending = threading.Lock()
+        self._free = threading.BoundedSemaphore(MAX_CALLS_IN_FLIGHT)
+        self._pool = ThreadPoolExecutor(MAX_CALLS_IN_FLIGHT, "control")
+
+    def refuse(self, reason: str) -> None:
+        """Tell the host why nothing starts here."""
+        self._send(control_pb2.FromEnclave(refused=control_pb2.Refused(reason=reason)))
+
+    def request_stop(self, reason: str) -> None:
+        """Tell the host that the application wants to be finalized."""
+        self._send(control_pb2.FromEnclave(stop_requested=control_pb2.StopRequested(reason=reason)))
+
+    def serve(self) -> None:
+        """Say Ready and answer until the host closes the stream.
+
+        Raises ControlProtocolError for what the protocol does not allow: the host is then not heard any more.
+        """
+        self._send(control_pb2.FromEnclave(ready=control_pb2.Ready(version=PROTOCOL_VERSION)))
+        seen = 0
+        while (frame := self._next_frame()) is not None:
+            try:
+                request = control_pb2.Request.FromString(frame)
+            except DecodeError as problem:
+                raise ControlProtocolError("the host sent what is not a message of the control protocol") from problem
+            if request.id <= seen or request.WhichOneof("call") is None:
+                raise ControlProtocolError("the host sent a request that the protocol does not allow")
+            seen = request.id
+            self._free.acquire()
+            self._pool.submit(self._answer, request)
+
+    def _next_frame(self) -> bytes | None:
+        with contextlib.suppress(OSError):
+            return read_frame(self._stream)
+        return None
+
+    def _answer(self, request: control_pb2.Request) -> None:
+        try:
+            reply = self._handler(request)
+            reply.id = request.id
+            try:
+                self._send(control_pb2.FromEnclave(reply=reply))
+            except ControlProtocolError as problem:
+                status = control_pb2.Status(code=StatusCode.RESOURCE_EXHAUSTED, message=str(problem))
+                self._send(control_pb2.FromEnclave(reply=control_pb2.Reply(id=request.id, status=status)))
+        finally:
+            self._free.release()
+
+    def _send(self, message: control_pb2.FromEnclave) -> None:
+        frame = encode_frame(message.SerializeToString())
+        with self._sending, contextlib.suppress(OSError):  # a host that is gone is seen by the reader
+            self._stream.sendall(frame)
