@@ -151,13 +151,14 @@ def lock(arguments: argparse.Namespace) -> int:
     scratch = ROOT / "build" / "lock-venv"
     run_quietly(sys.executable, "-m", "venv", scratch)
     run_quietly(scratch / "bin" / "python", "-m", "pip", "install", "--quiet", "uv")
-    for name in ("runtime", "dev"):
-        with step(f"requirements/{name}.lock"):
+    locks = {"runtime": ROOT / "src/adyton/host/requirements.lock", "dev": LOCK}
+    for name, output in locks.items():
+        with step(str(output.relative_to(ROOT))):
             options = ("--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header")
-            output = ROOT / "requirements" / f"{name}.lock"
             upgrade = ("--upgrade",) if arguments.upgrade else ()
             source = ROOT / "requirements" / f"{name}.in"
             run_quietly(scratch / "bin" / "uv", "pip", "compile", "-q", *options, *upgrade, "-o", output, source)
+    shutil.copy(locks["runtime"], ROOT / "examples/translator/requirements.lock")
     return 0
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES: list[tuple[str, list[str], bool]] = [
     ("src", ["adyton/proto/enclave.proto", "adyton/proto/grpc_application.proto", "adyton/proto/control.proto"], False),
     ("examples/translator", ["translator/translator.proto"], True),
-    ("tests/applications", ["probe/probe.proto"], True),
+    ("src/adyton/testing/project", ["probe/probe.proto"], True),
 ]
 
 

@@ -39,6 +39,8 @@ def encode_archive(files: Mapping[str, bytes]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
             _check_name(name)
+            if any(name[:end] in files for end, letter in enumerate(name) if letter == "/"):
+                raise BundleError(f"{name[:80]!r} lies below a file")
             entry = zipfile.ZipInfo(name, _DATE)
             entry.external_attr = _REGULAR_FILE_0644
             entry.create_system = _UNIX
@@ -55,7 +57,7 @@ def parse_archive(data: bytes) -> dict[str, bytes]:
         raise BundleError("the bundle is larger than a bundle can be")
     try:
         files = _read(data)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError) as problem:
+    except (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, OSError, EOFError) as problem:
         raise BundleError(f"the bundle can't be read: {type(problem).__name__}") from problem
     if encode_archive(files) != data:
         raise BundleError("the bundle is not in canonical form")
@@ -67,10 +69,12 @@ def _read(data: bytes) -> dict[str, bytes]:
         entries = archive.infolist()
         if len(entries) > MAX_FILES:
             raise BundleError(f"a bundle holds at most {MAX_FILES} files, not {len(entries)}")
+        if sum(entry.compress_size for entry in entries) > len(data):  # overlapping, to be large only when unpacked
+            raise BundleError("the bundle is not in canonical form")
         files: dict[str, bytes] = {}
         for entry in entries:
             _check_name(entry.filename)
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(data):
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                 raise BundleError("the bundle is not in canonical form")
             if entry.filename in files:
                 raise BundleError(f"the bundle names {entry.filename!r} twice")

@@ -7,10 +7,10 @@ The format is pip's own (`name==version ; marker --hash=sha256:…`), as `uv pip
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from adyton.errors import ConfigurationError
@@ -34,17 +34,30 @@ def parse_lock(text: bytes) -> tuple[LockedDistribution, ...]:
     if len(text) > MAX_LOCK_BYTES:
         raise ConfigurationError(f"requirements.lock is larger than {MAX_LOCK_BYTES} bytes")
     try:
-        lines = text.decode().replace("\\\n", " ").splitlines()
+        lines = tuple(_logical_lines(text.decode()))
     except UnicodeDecodeError as problem:
         raise ConfigurationError("requirements.lock is not UTF-8") from problem
     return tuple(_parse_line(line) for raw in lines if (line := raw.partition("#")[0].strip()))
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines as pip joins them: a backslash at its end continues a line, unless all of that line is a comment."""
+    begun = ""
+    for line in text.splitlines():
+        if line.endswith("\\") and not line.lstrip().startswith("#"):
+            begun += line[:-1] + " "
+        else:
+            yield begun + " " + line
+            begun = ""
+    yield begun
 
 
 def _parse_line(line: str) -> LockedDistribution:
     digests = tuple(_HASH.findall(line))
     try:
         requirement = Requirement(_HASH.sub("", line).strip())
-    except InvalidRequirement as problem:
+        wanted_here = requirement.marker is None or requirement.marker.evaluate()
+    except (ValueError, LookupError, RecursionError) as problem:  # a marker that has no meaning raises any of them
         raise ConfigurationError(f"requirements.lock: can't read {line[:80]!r}") from problem
     pins = [pin for pin in requirement.specifier if pin.operator == "==" and not pin.version.endswith(".*")]
     if len(pins) != 1 or len(requirement.specifier) != 1 or requirement.url:
@@ -57,7 +70,7 @@ def _parse_line(line: str) -> LockedDistribution:
     return LockedDistribution(
         name=canonicalize_name(requirement.name),
         version=pins[0].version,
-        wanted_here=requirement.marker is None or requirement.marker.evaluate(),
+        wanted_here=wanted_here,
         sha256=digests,
     )
 

@@ -101,7 +101,7 @@ def parse_settings(text: bytes) -> Settings:
         raise ConfigurationError(f"enclave.toml is larger than {MAX_TOML_BYTES} bytes")
     try:
         raw = tomllib.loads(text.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:  # not UTF-8, not TOML, or a number of thousands of digits
         raise ConfigurationError(f"enclave.toml is not TOML: {problem}") from problem
     settings = _table(Settings, raw, "")
     _check_words(settings)
@@ -131,7 +131,7 @@ def _value(kind: Any, raw: object, key: str, bounds: tuple[int, int] | None) -> 
     if kind is int and isinstance(raw, int) and not isinstance(raw, bool) and bounds:
         low, high = bounds
         if not low <= raw <= high:
-            raise ConfigurationError(f"enclave.toml: {key!r} is {raw}; it may be {low} to {high}")
+            raise ConfigurationError(f"enclave.toml: {key!r} is out of bounds; it may be {low} to {high}")
         return raw
     if kind is str and isinstance(raw, str):
         return raw

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -25,6 +25,8 @@ from adyton.errors import AdytonError, StatusCode
 _log = logging.getLogger("adyton.rpc")
 
 GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+_TOO_LONG = (grpc.StatusCode.DEADLINE_EXCEEDED, "the RPC took longer than this server allows")
 
 Behavior = Callable[[Any, Any], Any]
 
@@ -39,11 +41,15 @@ def _answer_for(error: Exception, method: str, logging_settings: LoggingSettings
     return GRPC_CODES[StatusCode.INTERNAL], f"uncaught {type(error).__name__}"
 
 
-def _log_access(method: str, context: Any, begun: float) -> None:
-    code = context.code()
-    status = code.name if isinstance(code, grpc.StatusCode) else GRPC_CODES.get(code or 0, grpc.StatusCode.UNKNOWN).name
+def _code_of(context: Any) -> grpc.StatusCode | None:
+    """The status that a servicer has set, if it has; gRPC's kinds of context say it in three ways."""
+    code = context.code() if hasattr(context, "code") else None
+    return GRPC_CODES.get(code) if isinstance(code, int) else code
+
+
+def _log_access(method: str, code: grpc.StatusCode, begun: float) -> None:
     duration_ms = round((time.monotonic() - begun) * 1000, 3)
-    _log.info("rpc", extra={"rpc": method, "status": status, "duration_ms": duration_ms})
+    _log.info("rpc", extra={"rpc": method, "status": code.name, "duration_ms": duration_ms})
 
 
 def _rebuild(handler: grpc.RpcMethodHandler[Any, Any], wrapped: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
@@ -137,24 +143,26 @@ class GuardInterceptor(grpc.ServerInterceptor):
 
     @contextlib.contextmanager
     def _around(self, context: Any, method: str) -> Iterator[None]:
-        begun = time.monotonic()
+        begun, code = time.monotonic(), grpc.StatusCode.UNKNOWN
         try:
             with self._timer.watch(context.cancel) if self._timer else contextlib.nullcontext():
                 yield
-        except grpc.aio.AbortError:
-            raise  # context.abort() of a blocking handler in an asyncio server
+            code = _code_of(context) or grpc.StatusCode.OK
         except Exception as error:
-            if type(error) is Exception and not error.args and context.code() is not None:
-                raise  # context.abort() raises exactly this
-            self._abort(error, context, method)
+            code = _code_of(context) or code
+            if _is_abort(error, context):
+                raise
+            code, message = _answer_for(error, method, self._logging)
+            context.abort(code, message)
         finally:
             if self._logging.access:
-                _log_access(method, context, begun)
+                _log_access(method, code, begun)
 
-    def _abort(self, error: Exception, context: Any, method: str) -> NoReturn:
-        code, message = _answer_for(error, method, self._logging)
-        context.abort(code, message)
-        raise AssertionError("unreachable: abort raises")
+
+def _is_abort(error: Exception, context: Any) -> bool:
+    """Whether context.abort() raised it: a bare Exception, or AbortError for a blocking handler on asyncio."""
+    bare = type(error) is Exception and not error.args and _code_of(context) is not None
+    return bare or isinstance(error, grpc.aio.AbortError)
 
 
 class AioGuardInterceptor(grpc.aio.ServerInterceptor):
@@ -194,17 +202,18 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
 
     @contextlib.asynccontextmanager
     async def _around(self, context: Any, method: str) -> AsyncIterator[None]:
-        begun = time.monotonic()
+        begun, code = time.monotonic(), grpc.StatusCode.UNKNOWN
         limit = asyncio.timeout(self._limit)
         try:
             async with limit:
                 yield
+            code = _code_of(context) or grpc.StatusCode.OK
         except grpc.aio.AbortError:
+            code = _code_of(context) or code
             raise
         except Exception as error:  # noqa: BLE001  whatever a servicer raises
-            if limit.expired():
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the RPC took longer than this server allows")
-            await context.abort(*_answer_for(error, method, self._logging))
+            code, message = _TOO_LONG if limit.expired() else _answer_for(error, method, self._logging)
+            await context.abort(code, message)
         finally:
             if self._logging.access:
-                _log_access(method, context, begun)
+                _log_access(method, code, begun)

@@ -81,7 +81,7 @@ class LifeCycle:
         until = time.monotonic() + timeout_seconds
         with self._changed:
             while self._in_flight and (left := until - time.monotonic()) > 0:
-                self._changed.wait(left)
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
             return self._in_flight
 
     def _take(self, step: Step) -> None:

@@ -23,6 +23,7 @@ from adyton.enclave.logs import start_logging
 from adyton.errors import AdytonError, ApplicationError, ConfigurationError, StatusCode, WrongStateError
 from adyton.proto import control_pb2
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.proto.messages import parse_message
 
 _log = logging.getLogger(__name__)
 
@@ -54,14 +55,18 @@ class Runtime:
         """Carry a request out. Whatever happens becomes the reply's status; nothing is raised."""
         call = request.WhichOneof("call") or "nothing"
         try:
+            return self._attempt(call, request)
+        except BaseException as error:  # noqa: BLE001  whatever an application raises, the host gets an answer
+            _log.exception("uncaught exception in %s", call)
+            return _refusal(StatusCode.INTERNAL, f"uncaught {type(error).__name__} in {call}")
+
+    def _attempt(self, call: str, request: control_pb2.Request) -> control_pb2.Reply:
+        try:
             return control_pb2.Reply(status=control_pb2.Status(), result=self._dispatch(call, request))
         except WrongStateError as error:
             return _refusal(error.status, str(error), wrong_state=True)
         except AdytonError as error:
             return _refusal(error.status, error.message)
-        except BaseException as error:  # noqa: BLE001  whatever an application raises, the host gets an answer
-            _log.exception("uncaught exception in %s", call)
-            return _refusal(StatusCode.INTERNAL, f"uncaught {type(error).__name__} in {call}")
 
     def _dispatch(self, call: str, request: control_pb2.Request) -> bytes:
         match call:
@@ -156,11 +161,12 @@ class Runtime:
 
 def _parse(kind: type[T], data: bytes) -> T:
     try:
-        return kind.FromString(data)
+        return parse_message(kind, data)
     except DecodeError as problem:
         raise ConfigurationError(f"the host sent what is not an {kind.__name__}") from problem
 
 
 def _refusal(code: StatusCode, message: str, *, wrong_state: bool = False) -> control_pb2.Reply:
-    status = control_pb2.Status(code=code, message=message[:4096], wrong_state=wrong_state)
+    text = message[:4096].encode("utf-8", "backslashreplace").decode()  # a file's name may hold what is not UTF-8
+    status = control_pb2.Status(code=code, message=text, wrong_state=wrong_state)
     return control_pb2.Reply(status=status)

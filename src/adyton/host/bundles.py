@@ -24,6 +24,11 @@ SETTINGS, LOCK = "enclave.toml", "requirements.lock"
 RUNTIME_ROOMS = ("__init__.py", "errors.py", "proto", "bundle", "tee", "enclave")
 
 
+def runtime_lock() -> bytes:
+    """The lock of what Adyton's own runtime needs inside: the least that a project's requirements.lock holds."""
+    return Path(__file__).with_name(LOCK).read_bytes()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """A bundle in memory, checked to be one. `sha256` names it; `data` is the archive as it lies on disk."""
@@ -51,6 +56,11 @@ class Bundle:
     def load(cls, path: Path) -> Bundle:
         """Read a bundle's file. Raises ConfigurationError if it can't be read, BundleError if it is not a bundle."""
         return cls.parse(_read(path, 2 * MAX_BYTES))
+
+    @classmethod
+    def of(cls, target: Path) -> Bundle:
+        """What a user points at: a project's folder is built, a file is read."""
+        return cls.build(target) if target.is_dir() else cls.load(target)
 
     @classmethod
     def build(cls, project: Path) -> Bundle:

@@ -189,7 +189,13 @@ class EnclaveManager:
                 raise AlreadyExistsError(f"an enclave {name!r} is loaded already")
             self._enclaves[name] = None
         try:
-            client = self._start(name, _bundle(target), config or EnclaveConfig(), on, until)
+            client = self._start(
+                name,
+                target if isinstance(target, Bundle) else Bundle.of(Path(target)),
+                config or EnclaveConfig(),
+                on,
+                until,
+            )
         except BaseException:
             with self._guard:
                 del self._enclaves[name]
@@ -226,13 +232,6 @@ class EnclaveManager:
         with self._guard, contextlib.suppress(KeyError):
             if self._enclaves[client.name] is client:
                 del self._enclaves[client.name]
-
-
-def _bundle(target: Bundle | Path | str) -> Bundle:
-    if isinstance(target, Bundle):
-        return target
-    path = Path(target)
-    return Bundle.build(path) if path.is_dir() else Bundle.load(path)
 
 
 def _request(name: str, bundle: Bundle, config: EnclaveConfig) -> LaunchRequest:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from adyton.errors import AdytonError, ApplicationError, ControlProtocolError, LaunchError, StatusCode, WrongStateError
 from adyton.proto import control_pb2
 from adyton.proto.frames import Stream, encode_frame, read_frame
+from adyton.proto.messages import parse_message
 
 PROTOCOL_VERSION = 1
 
@@ -79,7 +80,7 @@ class ControlClient:
         problem: AdytonError | None = None
         try:
             while (frame := read_frame(self._stream)) is not None:
-                self._take(control_pb2.FromEnclave.FromString(frame))
+                self._take(parse_message(control_pb2.FromEnclave, frame))
         except AdytonError as error:
             problem = error
         except DecodeError:
@@ -109,10 +110,11 @@ class ControlClient:
         if future is None:
             raise ControlProtocolError("the enclave answered what was not asked")
         error = _error_of(reply.status)
-        if error is None:
-            future.set_result(reply.result)
-        else:
-            future.set_exception(error)
+        with contextlib.suppress(InvalidStateError):  # its owner cancelled it
+            if error is None:
+                future.set_result(reply.result)
+            else:
+                future.set_exception(error)
 
     def _end(self, error: AdytonError) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from adyton.errors import ControlProtocolError, StatusCode
 from adyton.proto import control_pb2
 from adyton.proto.control_client import PROTOCOL_VERSION
 from adyton.proto.frames import Stream, encode_frame, read_frame
+from adyton.proto.messages import parse_message
 
 #: Calls that one host may have in flight; the next one waits until one ends.
 MAX_CALLS_IN_FLIGHT = 64
@@ -47,7 +48,7 @@ class ControlServer:
         seen = 0
         while (frame := self._next_frame()) is not None:
             try:
-                request = control_pb2.Request.FromString(frame)
+                request = parse_message(control_pb2.Request, frame)
             except DecodeError as problem:
                 raise ControlProtocolError("the host sent what is not a message of the control protocol") from problem
             if request.id <= seen or request.WhichOneof("call") is None:

@@ -44,7 +44,7 @@ class PrivateDirectory:
 
 def _root() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and os.access(runtime, os.W_OK):
+    if Path(runtime).is_absolute() and os.access(runtime, os.W_OK):
         root = Path(runtime) / "adyton"
     else:
         root = Path(tempfile.gettempdir()) / f"adyton-{os.getuid()}"

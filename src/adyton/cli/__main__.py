@@ -1,0 +1,7 @@
+"""`python -m adyton.cli`."""
+
+import sys
+
+from adyton.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,71 @@
+"""The command's entry: which verbs there are, and how an error ends the process.
+
+Results go to standard output, talk goes to standard error. The exit codes are adyton.errors.ExitCode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import adyton
+from adyton.errors import AdytonError, ExitCode
+
+#: Verb → one line of help. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments)`.
+VERBS: dict[str, str] = {
+    "init": "make a new project: proto, servicer, enclave.toml, test",
+    "build": "make a project's bundle and its measurements.json",
+    "run": "start an enclave and serve until Ctrl-C or SIGTERM",
+    "call": "call one method of a server, by its reflection",
+    "doctor": "what this machine can launch and attest, and what is missing for the rest",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = _parser().parse_args(words)
+    try:
+        verb = importlib.import_module(f"adyton.cli.{arguments.verb}")
+        code: int = verb.run(arguments)
+        sys.stdout.flush()
+    except AdytonError as problem:
+        print(f"adyton {arguments.verb}: {problem}", file=sys.stderr)
+        return int(type(problem).exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush says nothing
+        return 141
+    except Exception:  # noqa: BLE001  what is left is a bug of ours, and has an exit code of its own
+        traceback.print_exc()
+        print("adyton: this is a bug in adyton, please report it with the lines above", file=sys.stderr)
+        return int(ExitCode.BUG)
+    return code
+
+
+def say(text: str) -> None:
+    """Talk: to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="adyton",
+        description="Run gRPC servicers inside enclaves.",
+        epilog="exit codes: 0 ok, 1 the enclave or the service answered with an error, 2 usage, 3 not genuine, "
+        "4 refused by policy, 5 unreachable, 6 not possible on this machine, 70 bug",
+    )
+    parser.add_argument("--version", action="version", version=f"adyton {adyton.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    for name, text in VERBS.items():
+        module = importlib.import_module(f"adyton.cli.{name}")
+        module.add_arguments(verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

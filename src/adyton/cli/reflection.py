@@ -1,0 +1,310 @@
+"""A gRPC server known only by its reflection service (grpc.reflection.v1alpha), and not trusted.
+
+What the server sends ends as one of three things: an answer, an AdytonError, or text without control characters.
+
+A descriptor pool that reads through a DescriptorDatabase, as grpcio-reflection's client does, follows imports by
+recursion in C, and a server whose files import one another in a circle crashes the process. So imports are followed
+here, and the pool is given one file after another, each after those that it imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import graphlib
+import json
+import queue
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, Self, cast
+
+import grpc
+from google.protobuf import json_format, message_factory
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import EncodeError
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+
+from adyton.errors import (
+    AdytonError,
+    ApplicationError,
+    ConfigurationError,
+    DeadlineError,
+    StatusCode,
+    UnreachableError,
+    UnsupportedError,
+)
+
+_REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+_MAX_MESSAGE_BYTES = 64 << 20
+_MAX_FILES = 1000
+_MAX_NAMES_SHOWN = 30
+_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # a proxy named in the environment must not see what goes to this machine
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+)
+#: How the details of an UNAVAILABLE begin that gRPC's core made itself; any other came from the service.
+_LOST = re.compile(
+    r"failed to connect|errors? resolving|DNS resolution failed|Socket closed|Connection reset|Broken pipe"
+    r"|recvmsg|sendmsg|GOAWAY|Connection (?:closed|dropped)|Stream removed|keepalive",
+    re.IGNORECASE,
+)
+
+_Ask = Callable[[ServerReflectionRequest], ServerReflectionResponse]
+
+
+class Server:
+    """A plain channel, and what each call on it carries. A context manager: leaving it closes the channel."""
+
+    def __init__(
+        self, address: str, *, name: str, timeout_seconds: float, metadata: tuple[tuple[str, str | bytes], ...] = ()
+    ) -> None:
+        self.name = name
+        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._timeout_seconds = timeout_seconds
+        self._metadata = metadata
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def exchange(self, path: str, requests: Iterable[bytes]) -> Iterator[bytes]:
+        """One call of any kind (they are alike on the wire): the answers, as they come.
+
+        `requests` is read in a thread of its own; an exception out of it cancels the call and comes out here.
+        """
+        feed = _Feed(requests)
+        method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
+        call = method(feed.read(), timeout=self._timeout_seconds, metadata=self._metadata)
+        feed.call.set_result(call)
+        try:
+            yield from call
+        except grpc.RpcError as problem:
+            raise feed.failure or self._error(problem) from None
+        finally:
+            call.cancel()
+
+    def _error(self, problem: grpc.RpcError) -> AdytonError:
+        code, details = problem.code(), printable(problem.details() or "")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineError(f"{self.name}: {details or 'Deadline Exceeded'} ({self._timeout_seconds:g} s)")
+        if code is grpc.StatusCode.UNAVAILABLE and _LOST.match(details):
+            return self._unreachable(details)
+        return ApplicationError(StatusCode[code.name], details)
+
+    def _unreachable(self, details: str) -> UnreachableError:
+        cause = details.rpartition(": ")[2].rstrip("]")[:200]
+        mend = "a server that speaks TLS closes a plain connection" if cause == "Socket closed" else ""
+        return UnreachableError(f"can't reach {self.name}: {cause}", mend=mend)
+
+
+class _Feed:
+    """Requests on their way into a call, and the exception that ended them early."""
+
+    def __init__(self, requests: Iterable[bytes]) -> None:
+        self.call: Future[grpc.RpcContext] = Future()
+        self.failure: Exception | None = None
+        self._requests = requests
+
+    def read(self) -> Iterator[bytes]:
+        """The requests. gRPC would log an exception's traceback and half-close would say "that was all": so cancel."""
+        try:
+            yield from self._requests
+        except Exception as problem:  # noqa: BLE001  raised again where the answers are read
+            self.failure = problem
+            self.call.result().cancel()
+
+
+class Reflection:
+    """The descriptors that a server gives of its own services. Every method raises an AdytonError or what it says."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._pool = DescriptorPool()
+        self._built: set[str] = set()
+
+    def services(self) -> list[str]:
+        """The names that the server lists, sorted, in ASCII."""
+        with self._conversation() as ask:
+            response = ask(ServerReflectionRequest(list_services=""))
+        if response.WhichOneof("message_response") != "list_services_response":
+            raise self._unusable("it does not list its services")
+        return sorted({printable(json.dumps(each.name)[1:-1]) for each in response.list_services_response.service})
+
+    def service(self, name: str) -> ServiceDescriptor:
+        """A service by its full name."""
+        try:
+            self._load(name)
+            return self._pool.FindServiceByName(name)
+        except KeyError:
+            raise self._unknown(name) from None
+
+    def method(self, service: str, name: str) -> Method:
+        """A method by its service's full name and its own."""
+        methods = {each.name: each for each in self.service(service).methods}
+        if name not in methods:
+            raise ConfigurationError(f"{service} has no method {name}", mend=_choice(sorted(methods)))
+        with self.distrust():
+            return Method(self, methods[name])
+
+    def FindMessageTypeByName(self, full_name: str) -> Descriptor:  # noqa: N802  the pool's method that json_format calls
+        """A message type by its full name, as json_format asks for what is in an Any; KeyError if there is none."""
+        with contextlib.suppress(KeyError):
+            return self._pool.FindMessageTypeByName(full_name)
+        self._load(full_name)
+        return self._pool.FindMessageTypeByName(full_name)
+
+    @contextlib.contextmanager
+    def distrust(self) -> Iterator[None]:
+        """Around what protobuf does with the server's own descriptors and bytes: it fails in too many ways to name."""
+        try:
+            yield
+        except AdytonError:
+            raise
+        except Exception as problem:  # noqa: BLE001
+            raise self._unusable(f"{type(problem).__name__}: {problem}") from None
+
+    def _load(self, symbol: str) -> None:
+        """Put the file of a symbol, and all that it imports, into the pool; KeyError if the server knows none."""
+        with self._conversation() as ask:
+            files = self._describe(ask, ServerReflectionRequest(file_containing_symbol=symbol))
+            while missing := _imports(files) - files.keys() - self._built:
+                for name in sorted(missing):
+                    files |= self._describe_import(ask, name)
+                    if len(files) > _MAX_FILES:
+                        raise self._unusable(f"more than {_MAX_FILES} files")
+        with self.distrust():
+            self._build(files)
+
+    def _build(self, files: dict[str, FileDescriptorProto]) -> None:
+        try:
+            order = list(graphlib.TopologicalSorter({name: files[name].dependency for name in files}).static_order())
+        except graphlib.CycleError as problem:
+            raise self._unusable(f"files import one another: {' → '.join(problem.args[1])}") from None
+        for name in order:
+            if name not in self._built:
+                self._pool.AddSerializedFile(files[name].SerializeToString())
+                self._built.add(name)
+
+    def _describe_import(self, ask: _Ask, name: str) -> dict[str, FileDescriptorProto]:
+        with contextlib.suppress(KeyError):
+            files = self._describe(ask, ServerReflectionRequest(file_by_filename=name))
+            if name in files:
+                return files
+        raise self._unusable(f"it does not have {name}, which another file imports")
+
+    def _describe(self, ask: _Ask, request: ServerReflectionRequest) -> dict[str, FileDescriptorProto]:
+        response = ask(request)
+        match response.WhichOneof("message_response"):
+            case "error_response":
+                raise KeyError(response.error_response.error_message)
+            case "file_descriptor_response":
+                protos = response.file_descriptor_response.file_descriptor_proto
+                with self.distrust():
+                    return {file.name: file for file in map(FileDescriptorProto.FromString, protos)}
+        raise self._unusable("an answer of another kind than was asked for")
+
+    @contextlib.contextmanager
+    def _conversation(self) -> Iterator[_Ask]:
+        """One reflection call, so that one deadline holds for all questions."""
+        questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        answers = self._server.exchange(_REFLECTION, iter(questions.get, None))
+
+        def ask(request: ServerReflectionRequest) -> ServerReflectionResponse:
+            questions.put(request.SerializeToString())
+            return self._response(answers)
+
+        try:
+            yield ask
+        finally:
+            questions.put(None)
+            cast("Any", answers).close()
+
+    def _response(self, answers: Iterator[bytes]) -> ServerReflectionResponse:
+        try:
+            answer = next(answers, None)
+        except ApplicationError as problem:
+            if problem.status is not StatusCode.UNIMPLEMENTED:
+                raise
+            mend = "enclave.toml: reflection = true under [server]"
+            raise UnsupportedError(f"{self._server.name} does not offer server reflection", mend=mend) from None
+        if answer is None:
+            raise self._unusable("it ended without an answer")
+        with self.distrust():
+            return ServerReflectionResponse.FromString(answer)
+
+    def _unknown(self, service: str) -> AdytonError:
+        if service in (known := self.services()):
+            return self._unusable(f"it lists {service} and does not describe it")
+        return ConfigurationError(f"{self._server.name} has no service {service}", mend=_choice(known))
+
+    def _unusable(self, why: str) -> ApplicationError:
+        return ApplicationError(StatusCode.INTERNAL, f"what {self._server.name} sent can't be used: {printable(why)}")
+
+
+class Method:
+    """A method, its path, and its messages from and to JSON, with field names as in the .proto file."""
+
+    def __init__(self, reflection: Reflection, descriptor: MethodDescriptor) -> None:
+        self.path = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
+        self.client_streaming = descriptor.client_streaming
+        self.server_streaming = descriptor.server_streaming
+        self._reflection = reflection
+        self._request = message_factory.GetMessageClass(descriptor.input_type)
+        self._response = message_factory.GetMessageClass(descriptor.output_type)
+        self._pool = cast("DescriptorPool", reflection)  # json_format only calls its FindMessageTypeByName
+
+    def encode(self, text: str | bytes | None, *, where: str) -> bytes:
+        """A request; None is the empty one. `where` says in an error which message it was."""
+        message = self._request()
+        try:
+            if text is not None:
+                json_format.Parse(text, message, descriptor_pool=self._pool)
+            return message.SerializeToString()
+        except (json_format.ParseError, EncodeError, UnicodeDecodeError) as problem:
+            why = printable(" ".join(str(problem).split()))
+            raise ConfigurationError(f"{where} is not a {message.DESCRIPTOR.full_name}: {why}") from None
+
+    def decode(self, data: bytes, *, indent: int | None, ascii_only: bool) -> str:
+        """A response as one JSON value; `indent` None makes it one line."""
+        with self._reflection.distrust():
+            text = json_format.MessageToJson(
+                self._response.FromString(data),
+                preserving_proto_field_name=True,
+                indent=indent,
+                descriptor_pool=self._pool,
+                ensure_ascii=ascii_only,
+            )
+        return printable(text)
+
+
+def signature(method: MethodDescriptor) -> str:
+    """A method with its types, as in `package.Service/Method(stream Request) returns (Response)`."""
+    request = "stream " * method.client_streaming + method.input_type.full_name
+    response = "stream " * method.server_streaming + method.output_type.full_name
+    return f"{method.containing_service.full_name}/{method.name}({request}) returns ({response})"
+
+
+def printable(text: str) -> str:
+    r"""The text with every character that a terminal could obey, but the line feed, in JSON's escape: \u001b."""
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    return "".join(each if each.isprintable() else _escape(each) for each in line)
+
+
+def _escape(character: str) -> str:
+    return re.sub("....", r"\\u\g<0>", character.encode("utf-16-be", "surrogatepass").hex())
+
+
+def _imports(files: dict[str, FileDescriptorProto]) -> set[str]:
+    return {name for file in files.values() for name in file.dependency}
+
+
+def _choice(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
+    return f"it has {', '.join(names[:_MAX_NAMES_SHOWN]) or 'none'}{more}"

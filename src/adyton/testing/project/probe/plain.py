@@ -1,0 +1,88 @@
+"""A TrustedApplication that tries what it is told, so that a test sees an enclave from inside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import adyton
+from probe import probe_pb2
+
+
+class Plain(adyton.TrustedApplication):
+    """`initialize` behaves as `behaviour` says, `run` as `command`, `finalize` as `farewell`."""
+
+    def initialize(self, config: adyton.EnclaveConfig) -> None:
+        self.behave(config.Extensions[probe_pb2.behaviour])
+
+    def run(self, input: adyton.EnclaveInput) -> adyton.EnclaveOutput:
+        output = adyton.EnclaveOutput()
+        output.Extensions[probe_pb2.answer] = str(self.behave(input.Extensions[probe_pb2.command]))
+        return output
+
+    def finalize(self, final: adyton.EnclaveFinal) -> None:
+        self.behave(final.Extensions[probe_pb2.farewell])
+
+    def behave(self, words: str) -> object:
+        """Carry out "verb argument"; nothing for an empty string."""
+        if not words:
+            return ""
+        verb, _, argument = words.partition(" ")
+        actions: dict[str, Callable[[str], object]] = {
+            "answer": str,
+            "bundle": lambda _: sorted(str(each) for each in self.context.application_directory.rglob("*.py")),
+            "connect": lambda port: socket.create_connection(("127.0.0.1", int(port)), 5).close(),
+            "cwd": lambda _: Path.cwd(),
+            "data": lambda _: self.context.data_directory,
+            "environ": lambda _: sorted(os.environ),
+            "env": lambda name: os.environ[name],
+            "exit": lambda code: os._exit(int(code)),
+            "fds": lambda _: _descriptors(),
+            "flags": lambda _: sys.flags,
+            "hostname": lambda _: socket.gethostname(),
+            "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+            "large": lambda size: "x" * int(size),
+            "modules": lambda _: sorted({name.partition(".")[0] for name in sys.modules}),
+            "origin": lambda name: getattr(sys.modules[name], "__file__", None),
+            "parent": lambda _: os.kill(os.getppid(), 0),
+            "pid": lambda _: os.getpid(),
+            "print": lambda text: print(text, flush=True),
+            "raise": _raise,
+            "read": lambda path: len(Path(path).read_bytes()),
+            "sleep": lambda seconds: time.sleep(float(seconds)),
+            "spawn": lambda _: subprocess.run([sys.executable, "-I", "-S", "-c", "print(1)"], check=True).returncode,
+            "status": _raise_status,
+            "stdin": lambda _: sys.stdin.readline(),
+            "stop": self.context.request_stop,
+            "write": lambda path: Path(path).write_text("written"),
+        }
+        return actions[verb](argument)
+
+
+def _descriptors() -> list[str]:
+    """What this process has open."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists the folder
+            found.append(str(entry.readlink()))
+    return sorted(found)
+
+
+def _raise(message: str) -> None:
+    raise ValueError(message)
+
+
+def _raise_status(words: str) -> None:
+    code, _, message = words.partition(" ")
+    raise adyton.ApplicationError(adyton.StatusCode[code], message)
+
+
+class NotAnApplication:
+    """What `application` in enclave.toml must not name."""

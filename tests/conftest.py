@@ -1,0 +1,48 @@
+"""What every test needs: a home of its own, with a space in its name, so that nothing of the user's is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from adyton.host.manager import EnclaveClient, EnclaveManager
+from adyton.testing.probes import answer, command
+
+settings.register_profile("adyton", deadline=None, print_blob=True)
+settings.load_profile("adyton")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("a home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, part in (("HOME", "."), ("XDG_DATA_HOME", "data"), ("XDG_RUNTIME_DIR", "run time")):
+            (folder / part).mkdir(mode=0o700, exist_ok=True)
+            patch.setenv(name, str(folder / part))
+        yield folder
+
+
+@pytest.fixture
+def runtime_directory() -> Path:
+    """Where the folders of enclaves are, as long as they live."""
+    return Path(os.environ["XDG_RUNTIME_DIR"]) / "adyton"
+
+
+@pytest.fixture
+def manager() -> Iterator[EnclaveManager]:
+    with EnclaveManager() as made:
+        yield made
+
+
+@pytest.fixture
+def ask() -> Callable[[EnclaveClient, str], str]:
+    """Tell the plain probe what to do; what it answers."""
+
+    def words(enclave: EnclaveClient, text: str) -> str:
+        return answer(enclave.enter_and_run(command(text), timeout_seconds=30))
+
+    return words
