@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements" / "dev.lock"
+RUNTIME_LOCK = ROOT / "src" / "adyton" / "host" / "requirements.lock"
 PYTHON = VENV / "bin" / "python"
 
 
@@ -151,14 +152,14 @@ def lock(arguments: argparse.Namespace) -> int:
     scratch = ROOT / "build" / "lock-venv"
     run_quietly(sys.executable, "-m", "venv", scratch)
     run_quietly(scratch / "bin" / "python", "-m", "pip", "install", "--quiet", "uv")
-    locks = {"runtime": ROOT / "src/adyton/host/requirements.lock", "dev": LOCK}
+    locks = {"runtime": RUNTIME_LOCK, "build": LOCK.with_name("build.lock"), "dev": LOCK}
     for name, output in locks.items():
         with step(str(output.relative_to(ROOT))):
             options = ("--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header")
             upgrade = ("--upgrade",) if arguments.upgrade else ()
             source = ROOT / "requirements" / f"{name}.in"
             run_quietly(scratch / "bin" / "uv", "pip", "compile", "-q", *options, *upgrade, "-o", output, source)
-    shutil.copy(locks["runtime"], ROOT / "examples/translator/requirements.lock")
+    shutil.copy(RUNTIME_LOCK, ROOT / "examples/translator/requirements.lock")
     return 0
 
 

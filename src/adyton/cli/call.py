@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method.required = messages.required = False  # not nargs "?" and "*", which stop at the first option
     parser.add_argument("--list", action="store_true", help="list the services, or a service's methods, and call none")
     parser.add_argument("--compact", action="store_true", help="one line a message, also where one message is all")
-    parser.add_argument("--timeout", type=_seconds, default=30, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--timeout", type=_seconds, default=30, metavar="SECONDS", help=_TIMEOUT_HELP)
     parser.add_argument("--metadata", action="append", default=[], metavar="NAME=VALUE", help=_METADATA_HELP)
     parser.add_argument("--plaintext", action="store_true", help="go to another machine without encryption")
 
@@ -56,6 +56,7 @@ _MESSAGES_HELP = (
     "a message; several for a client-streaming method, which without any reads them from standard input, one a line; "
     "for other methods - reads one from standard input, and none is the empty message"
 )
+_TIMEOUT_HELP = "for the call, and before it for the reflection (default: %(default)s)"
 _METADATA_HELP = "send this with the call; repeatable; the value of a name that ends in -bin is in base64"
 
 
@@ -64,16 +65,17 @@ def run(arguments: argparse.Namespace) -> int:
     target = _parse_target(arguments.target)
     _check(arguments, target)
     metadata = tuple(_parse_metadata(pair) for pair in arguments.metadata)
+    method = () if arguments.list else _parse_method(arguments.method)
     say(_PLAIN)
     from adyton.cli.reflection import Reflection, Server
 
     name, seconds = arguments.target, arguments.timeout
     with Server(target.address, name=name, timeout_seconds=seconds, metadata=metadata) as server:
         reflection = Reflection(server)
-        if arguments.list:
-            _list(reflection, arguments.method)
+        if method:
+            _call(server, reflection.method(*method), arguments)
         else:
-            _call(server, reflection.method(*_parse_method(arguments.method)), arguments)
+            _list(reflection, arguments.method)
     return 0
 
 

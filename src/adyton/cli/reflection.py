@@ -90,7 +90,8 @@ class Server:
     def _error(self, problem: grpc.RpcError) -> AdytonError:
         code, details = problem.code(), printable(problem.details() or "")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineError(f"{self.name}: {details or 'Deadline Exceeded'} ({self._timeout_seconds:g} s)")
+            ours = "Deadline Exceeded" in details  # else the service's own words
+            return DeadlineError(f"{self.name} was not done in {self._timeout_seconds:g} s" if ours else details)
         if code is grpc.StatusCode.UNAVAILABLE and _LOST.match(details):
             return self._unreachable(details)
         return ApplicationError(StatusCode[code.name], details)
@@ -266,7 +267,7 @@ class Method:
             return message.SerializeToString()
         except (json_format.ParseError, EncodeError, UnicodeDecodeError) as problem:
             why = printable(" ".join(str(problem).split()))
-            raise ConfigurationError(f"{where} is not a {message.DESCRIPTOR.full_name}: {why}") from None
+            raise ConfigurationError(f"{where} does not fit {message.DESCRIPTOR.full_name}: {why}") from None
 
     def decode(self, data: bytes, *, indent: int | None, ascii_only: bool) -> str:
         """A response as one JSON value; `indent` None makes it one line."""

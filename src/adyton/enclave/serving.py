@@ -135,7 +135,7 @@ def _listen(server: Any, listen: Listen) -> int:
 
 
 class ThreadedServing:
-    """grpc.server(): a pool of threads. The faster kind for short unary RPCs (docs/performance.md)."""
+    """grpc.server(): a pool of threads. The faster kind for short unary RPCs."""
 
     def __init__(
         self,

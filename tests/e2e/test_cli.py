@@ -1,0 +1,283 @@
+"""The command as a user types it: every verb in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from observing import processes_that_mention
+from probe import probe_pb2, probe_pb2_grpc
+
+from adyton.errors import ExitCode
+from adyton.testing.probes import SERVER, write_probe_project
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TRANSLATOR = ROOT / "examples" / "translator"
+COMMAND = [sys.executable, "-m", "adyton.cli"]
+
+
+def adyton(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        [*COMMAND, *words], capture_output=True, text=True, check=False, timeout=90, **options
+    )
+
+
+class Running:
+    """An `adyton run` that has said which port it serves on; its talk is collected."""
+
+    def __init__(self, *words: str | Path) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, "run", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._talk: list[str] = []
+        self._reader = threading.Thread(target=self._talk.extend, args=(self.process.stderr,))
+        self._reader.start()
+        self.first_line = self.process.stdout.readline().strip()
+        self.port = int(self.first_line.rpartition(" ")[2] or 0)
+
+    def end(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
+        """Exit code and standard error, after the signal."""
+        if number is not None:
+            self.process.send_signal(number)
+        code = self.process.wait(60)
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return code, "".join(self._talk)
+
+
+@contextlib.contextmanager
+def running(*words: str | Path) -> Iterator[Running]:
+    started = Running(*words)
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.process.kill()
+            started.end(None)
+
+
+def test_build_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    copy = shutil.copytree(TRANSLATOR, tmp_path / "elsewhere")
+    first = adyton("build", TRANSLATOR, "-o", tmp_path / "first")
+    second = adyton("build", copy, "-o", tmp_path / "second", umask=0o077, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert first.returncode == second.returncode == 0
+    assert re.fullmatch(r"[0-9a-f]{64}\n", first.stdout)
+    assert first.stdout == second.stdout
+    for name in ("translator.adyton", "measurements.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    measurements = json.loads((tmp_path / "first" / "measurements.json").read_text())
+    assert measurements["bundle_sha256"] == first.stdout.strip()
+    assert len(measurements["reference_values"]["simulated"]["measurement"]) == 96
+
+
+def test_build_as_json(tmp_path: Path) -> None:
+    done = adyton("build", "--json", TRANSLATOR, "-o", tmp_path)
+    assert json.loads(done.stdout) == json.loads((tmp_path / "measurements.json").read_text())
+
+
+def test_what_build_refuses(tmp_path: Path) -> None:
+    done = adyton("build", tmp_path)
+    assert done.returncode == ExitCode.USAGE
+    assert "adyton build: can't read" in done.stderr
+    assert "`adyton init` makes a project that has it" in done.stderr
+    project = write_probe_project(tmp_path)
+    (project / "probe" / "link").symlink_to("/etc/passwd")
+    done = adyton("build", project)
+    assert done.returncode == ExitCode.USAGE
+    assert "is a symbolic link; a bundle holds files" in done.stderr
+    (project / "probe" / "link").unlink()
+    (project / "dist").touch()
+    done = adyton("build", project)
+    assert done.returncode == ExitCode.USAGE
+    assert "can't write to" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_serves_until_a_signal(number: int) -> None:
+    with running(TRANSLATOR) as server:
+        assert re.fullmatch(r"Server started on port \d+", server.first_line)
+        target = f"localhost:{server.port}"
+        done = adyton("call", target, "examples.grpc_server.Translator/GetTranslation", '{"input_word": "asylo"}')
+        assert json.loads(done.stdout) == {"translated_word": "sanctuary"}
+        code, talk = server.end(number)
+    assert code == 0
+    assert "simulation: an ordinary process" in talk
+    assert f"{signal.Signals(number).name}: finalizing" in talk
+    assert "Server shutting down" in talk
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("", "No input word given"),
+        ("Orkut", 'No known translation for "Orkut"'),
+        ("orkut", 'No known translation for "orkut"'),
+    ],
+)
+def test_the_translators_errors(word: str, message: str) -> None:
+    with running(TRANSLATOR) as server:
+        words = json.dumps({"input_word": word})
+        done = adyton("call", f"localhost:{server.port}", "examples.grpc_server.Translator/GetTranslation", words)
+    assert done.returncode == ExitCode.FAILED
+    assert f"INVALID_ARGUMENT: {message}" in done.stderr
+
+
+def test_run_a_bundle_with_workers_a_log_file_and_a_lifetime(tmp_path: Path) -> None:
+    adyton("build", write_probe_project(tmp_path / "p", SERVER), "-o", tmp_path)
+    options = ("--workers", "2", "--lifetime-ms", "1500", "--log-directory", tmp_path / "log", "--name", "mine")
+    with running(tmp_path / "probe.adyton", *options) as server:
+        code, talk = server.end(None)
+    assert code == 0
+    assert "the server's maximum lifetime is over: finalizing" in talk
+    assert '"workers": 2' in (tmp_path / "log" / "mine.log").read_text()
+
+
+def test_what_run_refuses(tmp_path: Path) -> None:
+    (tmp_path / "not.adyton").write_bytes(b"PK not a bundle")
+    cases = {
+        (tmp_path / "not.adyton",): (ExitCode.NOT_GENUINE, "the bundle can't be read"),
+        (tmp_path / "none.adyton",): (ExitCode.USAGE, "can't read"),
+        (TRANSLATOR, "--address", "0.0.0.0"): (ExitCode.FAILED, "listens on loopback only"),
+        (TRANSLATOR, "--port", "99999"): (ExitCode.FAILED, "it may be 0 to 65535"),
+        (TRANSLATOR, "--env", "A=b"): (ExitCode.FAILED, "enclave.toml lists those in environment.allow"),
+        (TRANSLATOR, "--on", "abacus"): (ExitCode.USAGE, "invalid choice: 'abacus'"),
+    }
+    for words, (code, message) in cases.items():
+        done = adyton("run", *words)
+        assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+        assert done.stdout == ""
+
+
+def test_run_tells_when_the_enclave_dies() -> None:
+    with running(TRANSLATOR) as server:
+        for pid in processes_that_mention("adyton.enclave.process_entry"):
+            with contextlib.suppress(ProcessLookupError):
+                if _is_child_of(pid, server.process.pid):
+                    os.kill(pid, signal.SIGKILL)
+        code, talk = server.end(None)
+    assert code == ExitCode.FAILED
+    assert "the enclave's process ended: killed by SIGKILL; its last log lines:" in talk
+
+
+def _is_child_of(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+@pytest.mark.parametrize("kind", ["ProbeServer", "AioProbeServer"])
+def test_sigterm_under_load_loses_no_rpc_that_was_accepted(kind: str, tmp_path: Path) -> None:
+    project = write_probe_project(tmp_path, f"probe.servers:{kind}")
+    answered: list[int] = []
+    refusals: set[grpc.StatusCode] = set()
+    with running(project, "--grace-ms", "5000") as server:
+        stop = threading.Event()
+
+        def load(number: int) -> None:
+            with grpc.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.enable_retries", 0)]) as channel:
+                stub, count = probe_pb2_grpc.ProbeStub(channel), 0
+                while not stop.is_set():
+                    try:
+                        stub.Echo(probe_pb2.Text(text="x", milliseconds=20), timeout=10)
+                        count += 1
+                    except grpc.RpcError as error:
+                        refusals.add(error.code())
+                        break
+                answered.append(count)
+
+        clients = [threading.Thread(target=load, args=(number,)) for number in range(16)]
+        for each in clients:
+            each.start()
+        time.sleep(1.5)
+        code, talk = server.end(signal.SIGTERM)
+        stop.set()
+        for each in clients:
+            each.join()
+    assert code == 0
+    begun = next(json.loads(line)["begun"] for line in talk.splitlines() if '"message": "begun"' in line)
+    assert begun > 100
+    assert sum(answered) == begun
+    assert refusals == {grpc.StatusCode.UNAVAILABLE}
+
+
+def test_init_makes_a_project_that_works(tmp_path: Path) -> None:
+    done = adyton("init", tmp_path / "my-service")
+    assert done.returncode == 0, done.stderr
+    tested = subprocess.run(
+        [sys.executable, "-m", "unittest"], cwd=tmp_path / "my-service", capture_output=True, text=True, check=False
+    )
+    assert "Ran 2 tests" in tested.stderr, tested.stderr
+    assert tested.returncode == 0, tested.stderr
+    with running(tmp_path / "my-service", "--env", "GREETING=Salut") as server:
+        done = adyton("call", f"localhost:{server.port}", "my_service.MyService/Greet", '{"name": "Ada"}')
+        assert json.loads(done.stdout) == {"greeting": "Salut, Ada!"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("My Service", "can't be an enclave's name"), ("json", "every enclave has already"), ("grpc", "has already")],
+)
+def test_names_that_init_refuses(tmp_path: Path, name: str, message: str) -> None:
+    done = adyton("init", tmp_path / name)
+    assert done.returncode == ExitCode.USAGE
+    assert message in done.stderr
+    assert not (tmp_path / name).exists()
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    done = adyton("init", tmp_path / "mine")
+    assert (done.returncode, "exists and is not empty" in done.stderr) == (ExitCode.USAGE, True)
+
+
+def test_doctor() -> None:
+    done = adyton("doctor")
+    assert done.returncode == 0
+    assert "landlock" in done.stdout
+    assert "simulation" in done.stdout
+    found = json.loads(adyton("doctor", "--json").stdout)
+    assert {each["name"] for each in found["launchers"]["process"]} == {"launch", "landlock", "seccomp", "namespaces"}
+    assert found["evidence"] == {"simulated": "simulation"}
+
+
+def test_usage_and_version() -> None:
+    assert adyton().returncode == ExitCode.USAGE
+    assert adyton("sing").returncode == ExitCode.USAGE
+    assert adyton("--version").stdout == "adyton 0.1.0\n"
+    assert "exit codes: 0 ok" in adyton("--help").stdout
+
+
+def test_the_demonstration() -> None:
+    done = subprocess.run(
+        [sys.executable, TRANSLATOR / "demo.py"], capture_output=True, text=True, check=False, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "asylo → sanctuary",
+        "istio → sail",
+        "Kubernetes → helmsman",
+        'Orkut → INVALID_ARGUMENT: No known translation for "Orkut"',
+        "the helmsman hoists the sail and steers for sanctuary",
+        "BundleError: the bundle is not the one that was asked for",
+    ):
+        assert line in done.stdout
