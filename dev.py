@@ -57,22 +57,36 @@ def set_up() -> None:
     """Make .venv what the lock file says, unless it is already."""
     if sys.version_info < (3, 11):
         fail(f"Python 3.11 or later is needed; this is {sys.version.split()[0]}. Debian, Ubuntu: apt install python3")
-    inputs = LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + f"{sys.version}{ROOT}".encode()
-    wanted = hashlib.sha256(inputs).hexdigest()
-    stamp = VENV / "adyton-stamp"
+    packages = digest(LOCK.read_bytes(), f"{sys.version}{ROOT}".encode())
+    package = digest((ROOT / "pyproject.toml").read_bytes())
     with (ROOT / ".venv.lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        if stamp.is_file() and stamp.read_text() == wanted:
-            return
-        say("Setting up .venv (once)")
-        shutil.rmtree(VENV, ignore_errors=True)
-        with step("virtual environment"):
-            make_venv()
-        with step("packages, by hash, from requirements/dev.lock"):
-            run_quietly(PYTHON, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", LOCK)
-        with step("adyton itself"):
-            run_quietly(PYTHON, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", ROOT)
-        stamp.write_text(wanted)
+        if stamped("packages") != packages:
+            say("Setting up .venv (once)")
+            shutil.rmtree(VENV, ignore_errors=True)
+            with step("virtual environment"):
+                make_venv()
+            with step("packages, by hash, from requirements/dev.lock"):
+                run_quietly(PYTHON, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", LOCK)
+            stamp("packages", packages)
+        if stamped("package") != package:
+            with step("adyton itself"):
+                options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+                run_quietly(PYTHON, "-m", "pip", "install", *options, "-e", ROOT)
+            stamp("package", package)
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def stamped(what: str) -> str:
+    file = VENV / f"adyton-{what}"
+    return file.read_text() if file.is_file() else ""
+
+
+def stamp(what: str, value: str) -> None:
+    (VENV / f"adyton-{what}").write_text(value)
 
 
 def make_venv() -> None:

@@ -26,3 +26,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < until, "did not happen in time"
         time.sleep(0.02)
+
+
+def children_of(ancestor: int) -> list[int]:
+    """Process ids of everything that a process has started, and what that has started."""
+    found = [
+        int(pid) for task in Path(f"/proc/{ancestor}/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
+    return [*found, *(each for child in found for each in children_of(child))]

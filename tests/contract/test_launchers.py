@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from adyton.host.launch import registry
@@ -24,14 +22,14 @@ class WithNamespaces(ProcessLauncher):
 
 class TestProcess(LauncherConformance):
     @pytest.fixture
-    def technology(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    def technology(self, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setitem(registry.LAUNCHERS, "under-test", f"{__name__}:WithoutNamespaces")
-        yield "under-test"
+        return "under-test"
 
 
 @pytest.mark.skipif(bool(why_no_namespaces()), reason=why_no_namespaces())
 class TestProcessInNamespaces(LauncherConformance):
     @pytest.fixture
-    def technology(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    def technology(self, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setitem(registry.LAUNCHERS, "under-test", f"{__name__}:WithNamespaces")
-        yield "under-test"
+        return "under-test"

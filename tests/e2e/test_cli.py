@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from observing import processes_that_mention
+from observing import children_of
 from probe import probe_pb2, probe_pb2_grpc
 
 from adyton.errors import ExitCode
@@ -167,25 +167,17 @@ def test_what_run_refuses(tmp_path: Path) -> None:
 
 def test_run_tells_when_the_enclave_dies() -> None:
     with running(TRANSLATOR) as server:
-        for pid in processes_that_mention("adyton.enclave.process_entry"):
-            with contextlib.suppress(ProcessLookupError):
-                if _is_child_of(pid, server.process.pid):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in children_of(server.process.pid):
+            if b"adyton.enclave.process_entry" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
         code, talk = server.end(None)
     assert code == ExitCode.FAILED
     assert "the enclave's process ended: killed by SIGKILL; its last log lines:" in talk
 
 
-def _is_child_of(pid: int, ancestor: int) -> bool:
-    while pid > 1:
-        if pid == ancestor:
-            return True
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return False
-
-
 @pytest.mark.parametrize("kind", ["ProbeServer", "AioProbeServer"])
-def test_sigterm_under_load_loses_no_rpc_that_was_accepted(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_whom", ["the host", "everybody"])
+def test_sigterm_under_load_loses_no_rpc_that_was_accepted(kind: str, to_whom: str, tmp_path: Path) -> None:
     project = write_probe_project(tmp_path, f"probe.servers:{kind}")
     answered: list[int] = []
     refusals: set[grpc.StatusCode] = set()
@@ -208,6 +200,9 @@ def test_sigterm_under_load_loses_no_rpc_that_was_accepted(kind: str, tmp_path: 
         for each in clients:
             each.start()
         time.sleep(1.5)
+        if to_whom == "everybody":  # as systemd does
+            for pid in children_of(server.process.pid):
+                os.kill(pid, signal.SIGTERM)
         code, talk = server.end(signal.SIGTERM)
         stop.set()
         for each in clients:
@@ -216,7 +211,8 @@ def test_sigterm_under_load_loses_no_rpc_that_was_accepted(kind: str, tmp_path: 
     begun = next(json.loads(line)["begun"] for line in talk.splitlines() if '"message": "begun"' in line)
     assert begun > 100
     assert sum(answered) == begun
-    assert refusals == {grpc.StatusCode.UNAVAILABLE}
+    # CANCELLED: gRPC's core had received the RPC, and no server had taken it from there (LIMITATIONS.md).
+    assert refusals <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
 def test_init_makes_a_project_that_works(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from adyton.errors import (
     WrongStateError,
 )
 from adyton.host.manager import EnclaveClient, EnclaveManager
+from adyton.proto import control_pb2
 from adyton.testing.probes import SERVER, answer, command, config, farewell, probe_bundle, server_config
 
 Ask = Callable[[EnclaveClient, str], str]
@@ -50,14 +50,14 @@ def test_bad_names(manager: EnclaveManager, name: str) -> None:
 
 
 def test_an_unknown_technology(manager: EnclaveManager) -> None:
-    with pytest.raises(UnsupportedError, match="no launcher 'abacus'.*known: process"):
+    with pytest.raises(UnsupportedError, match=r"no launcher 'abacus'.*known: process"):
         manager.load("probe", probe_bundle(), on="abacus")
 
 
 def test_a_missing_bundle(manager: EnclaveManager, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="can't read .*nothing.adyton"):
+    with pytest.raises(ConfigurationError, match=r"can't read .*nothing\.adyton"):
         manager.load("probe", tmp_path / "nothing.adyton")
-    with pytest.raises(ConfigurationError, match="enclave.toml: No such file"):
+    with pytest.raises(ConfigurationError, match=r"enclave\.toml: No such file"):
         manager.load("probe", tmp_path)
 
 
@@ -112,17 +112,12 @@ def test_a_run_while_finalizing_names_both_states(manager: EnclaveManager) -> No
     slow = enclave.run_future(command("sleep 0.5"))
     destroying.start()
     time.sleep(0.1)
-    late = enclave._control.call(_run_request())  # what a client that did not know of the destroy would send
+    request = control_pb2.Request(run=control_pb2.Run())
+    late = enclave._control.call(request)  # what a client that did not know of the destroy would send
     with pytest.raises(WrongStateError, match="run needs the state RUNNING; the enclave is FINALIZING"):
         late.result(5)
     slow.result(5)
     destroying.join()
-
-
-def _run_request() -> adyton.proto.control_pb2.Request:  # type: ignore[name-defined]
-    from adyton.proto import control_pb2
-
-    return control_pb2.Request(run=control_pb2.Run())
 
 
 def test_calls_longer_than_the_drain_do_not_hold_up_the_end(manager: EnclaveManager) -> None:
@@ -145,11 +140,15 @@ def test_the_end_of_the_manager_destroys_everything(runtime_directory: Path) -> 
 
 
 def test_an_error_in_the_block_is_not_hidden_by_the_end(runtime_directory: Path) -> None:
-    with pytest.raises(ZeroDivisionError), EnclaveManager() as manager:
-        enclave = manager.load("probe", probe_bundle())
-        with pytest.raises(EnclaveDiedError):
-            enclave.enter_and_run(command("kill"))
-        raise ZeroDivisionError
+    def story() -> None:
+        with EnclaveManager() as manager:
+            enclave = manager.load("probe", probe_bundle())
+            with pytest.raises(EnclaveDiedError):
+                enclave.enter_and_run(command("kill"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        story()
     nothing_left(runtime_directory)
 
 
@@ -205,7 +204,12 @@ def test_200_cycles_leave_nothing(manager: EnclaveManager, runtime_directory: Pa
 
     def held() -> tuple[int, int, list[int], int]:
         children = processes_that_mention(str(runtime_directory))
-        return len(os.listdir("/proc/self/fd")), threading.active_count(), children, len(os.listdir(runtime_directory))
+        return (
+            len(list(Path("/proc/self/fd").iterdir())),
+            threading.active_count(),
+            children,
+            len(list(runtime_directory.iterdir())),
+        )
 
     cycle()
     before = held()

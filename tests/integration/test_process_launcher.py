@@ -8,17 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from observing import eventually, processes_that_mention
 
-from adyton.errors import ApplicationError, LaunchError, UnsupportedError
+from adyton.errors import ApplicationError, EnclaveDiedError, LaunchError, UnsupportedError
 from adyton.host.bundles import LOCK, Bundle
 from adyton.host.launch import hardening, registry
 from adyton.host.launch.namespaces import why_no_namespaces
-from adyton.host.launch.process import ProcessLauncher
+from adyton.host.launch.launcher import LaunchRequest
+from adyton.host.launch.process import ProcessEnclave, ProcessLauncher
 from adyton.host.manager import EnclaveClient, EnclaveManager
 from adyton.testing.probes import config, probe_bundle, write_probe_project
 
@@ -34,10 +35,10 @@ class WithoutNamespaces(ProcessLauncher):
 
 
 @pytest.fixture(params=["bare", pytest.param("namespaces", marks=needs_namespaces)])
-def technology(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def technology(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "bare":
         monkeypatch.setitem(registry.LAUNCHERS, "process", f"{__name__}:WithoutNamespaces")
-    yield "process"
+    return "process"
 
 
 def test_no_descriptor_of_the_hosts_is_inside(
@@ -72,7 +73,7 @@ def test_it_reads_no_file_of_the_host(manager: EnclaveManager, ask: Ask, technol
     (home / "private").write_text("secret")
     enclave = manager.load("probe", probe_bundle(), on=technology)
     for path in (home / "private", Path("/etc/passwd"), Path(__file__)):
-        with pytest.raises(ApplicationError, match="uncaught (PermissionError|FileNotFoundError)"):
+        with pytest.raises(ApplicationError, match=r"uncaught (PermissionError|FileNotFoundError)"):
             ask(enclave, f"read {path}")
     with pytest.raises(ApplicationError, match="uncaught PermissionError"):
         ask(enclave, f"write {ask(enclave, 'origin probe.plain')}")
@@ -192,11 +193,51 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
     if mounted.returncode:
         pytest.skip("this machine lets nobody mount")
     try:
-        with pytest.raises(LaunchError, match="could not be set up: .*No space left on device"):
+        with pytest.raises(LaunchError, match=r"could not be set up: .*No space left on device"):
             manager.load("probe", probe_bundle())
         assert not list(tmp_path.glob("adyton/enclave-*"))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def launched(name: str = "probe") -> ProcessEnclave:
+    return ProcessLauncher().launch(LaunchRequest(name=name, bundle=probe_bundle()))
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\xff\xff\xff\xff",  # a frame of 4 GiB
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0\0\0\2\xff\xff",  # not a message
+        b"\0\0\0\0",  # a request of no kind
+        b"\0\0\0\4\x08\x00\x1a\x00",  # the id 0
+        b"\0\0\0\4\x08\x05\x1a\x00" * 2,  # an id used twice
+        b"\0\0\0\x10half",
+    ],
+)
+def test_a_host_that_breaks_the_control_protocol_is_not_heard_any_more(rubbish: bytes) -> None:
+    enclave = launched()
+    try:
+        enclave.control.sendall(rubbish)
+        if rubbish.endswith(b"half"):
+            enclave.control.shutdown(socket.SHUT_WR)
+        error = enclave.explain() if enclave.wait(20) else None
+    finally:
+        enclave.close()
+    assert isinstance(error, EnclaveDiedError)
+    assert error.exit_status == 85
+    assert "the host broke the control protocol" in error.log_tail[-1]
+
+
+def test_an_enclave_whose_host_hangs_up_ends() -> None:
+    enclave = launched()
+    enclave.control.shutdown(socket.SHUT_RDWR)
+    assert enclave.wait(20)
+    error = enclave.explain()
+    enclave.close()
+    assert isinstance(error, EnclaveDiedError)
+    assert error.exit_status == 80
 
 
 HOST = """

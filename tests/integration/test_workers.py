@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -36,8 +35,8 @@ def _same_process_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def enclave(manager: EnclaveManager) -> Iterator[EnclaveClient]:
-    yield manager.load("server", probe_bundle(SERVER, "[server]\nworkers = 2\n"), server_config())
+def enclave(manager: EnclaveManager) -> EnclaveClient:
+    return manager.load("server", probe_bundle(SERVER, "[server]\nworkers = 2\n"), server_config())
 
 
 def ask_who(enclave: EnclaveClient) -> tuple[int, str]:

@@ -129,7 +129,7 @@ class Reflection:
 
     def services(self) -> list[str]:
         """The names that the server lists, sorted, in ASCII."""
-        with self._conversation() as ask:
+        with self._conversation() as ask, self.distrust():
             response = ask(ServerReflectionRequest(list_services=""))
         if response.WhichOneof("message_response") != "list_services_response":
             raise self._unusable("it does not list its services")
@@ -169,15 +169,16 @@ class Reflection:
             raise self._unusable(f"{type(problem).__name__}: {problem}") from None
 
     def _load(self, symbol: str) -> None:
-        """Put the file of a symbol, and all that it imports, into the pool; KeyError if the server knows none."""
-        with self._conversation() as ask:
+        """Put the file of a symbol, and all that it imports, into the pool; nothing if the server does not know it."""
+        with self._conversation() as ask, self.distrust():
             files = self._describe(ask, ServerReflectionRequest(file_containing_symbol=symbol))
             while missing := _imports(files) - files.keys() - self._built:
                 for name in sorted(missing):
-                    files |= self._describe_import(ask, name)
+                    files |= self._describe(ask, ServerReflectionRequest(file_by_filename=name))
+                    if name not in files:
+                        raise self._unusable(f"it does not have {name}, which another file imports")
                     if len(files) > _MAX_FILES:
                         raise self._unusable(f"more than {_MAX_FILES} files")
-        with self.distrust():
             self._build(files)
 
     def _build(self, files: dict[str, FileDescriptorProto]) -> None:
@@ -190,22 +191,14 @@ class Reflection:
                 self._pool.AddSerializedFile(files[name].SerializeToString())
                 self._built.add(name)
 
-    def _describe_import(self, ask: _Ask, name: str) -> dict[str, FileDescriptorProto]:
-        with contextlib.suppress(KeyError):
-            files = self._describe(ask, ServerReflectionRequest(file_by_filename=name))
-            if name in files:
-                return files
-        raise self._unusable(f"it does not have {name}, which another file imports")
-
     def _describe(self, ask: _Ask, request: ServerReflectionRequest) -> dict[str, FileDescriptorProto]:
         response = ask(request)
         match response.WhichOneof("message_response"):
             case "error_response":
-                raise KeyError(response.error_response.error_message)
+                return {}
             case "file_descriptor_response":
                 protos = response.file_descriptor_response.file_descriptor_proto
-                with self.distrust():
-                    return {file.name: file for file in map(FileDescriptorProto.FromString, protos)}
+                return {file.name: file for file in map(FileDescriptorProto.FromString, protos)}
         raise self._unusable("an answer of another kind than was asked for")
 
     @contextlib.contextmanager
@@ -234,8 +227,7 @@ class Reflection:
             raise UnsupportedError(f"{self._server.name} does not offer server reflection", mend=mend) from None
         if answer is None:
             raise self._unusable("it ended without an answer")
-        with self.distrust():
-            return ServerReflectionResponse.FromString(answer)
+        return ServerReflectionResponse.FromString(answer)
 
     def _unknown(self, service: str) -> AdytonError:
         if service in (known := self.services()):

@@ -179,7 +179,7 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         behavior, method = _behavior(handler), handler_call_details.method
-        if asyncio.iscoroutinefunction(behavior):
+        if inspect.iscoroutinefunction(behavior):
             return _rebuild(handler, self._coroutine(behavior, method))
         if inspect.isasyncgenfunction(behavior):
             return _rebuild(handler, self._generator(behavior, method))

@@ -88,7 +88,6 @@ def _shut_off(spec: dict[str, Any]) -> None:
         os._exit(EXIT_HOST_GONE)
     if spec["cpu"] is not None:
         os.sched_setaffinity(0, {spec["cpu"]})  # before there is a second thread
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for descriptor in (spec["control_fd"], spec["device_fd"]):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)

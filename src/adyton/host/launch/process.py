@@ -36,6 +36,8 @@ _START = (
     "import json, sys; sys.path.append(json.loads(sys.argv[1])['firmware_path']); "
     "from adyton.host.launch.firmware import main; main()"
 )
+#: A service manager may signal every process of a service at once. Only the host ends an enclave, by finalizing it.
+_DEAF_TO_SIGNALS = ("/bin/sh", "-c", "trap '' INT TERM HUP; exec \"$@\"", "sh")
 #: How long an enclave whose control connection ended may take to end before it is killed.
 END_SECONDS = 2.0
 
@@ -118,7 +120,7 @@ class ProcessLauncher:
             )
         try:
             return spawn(
-                command,
+                [*_DEAF_TO_SIGNALS, *command],
                 stdin=subprocess.DEVNULL if request.stdin_fd is None else request.stdin_fd,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -207,6 +209,7 @@ class ProcessEnclave:
         with contextlib.suppress(OSError):
             self._device.shutdown(socket.SHUT_RDWR)
         self._device.close()
+        self.control.close()
         self._directory.close()
 
     def _exit_status(self) -> int:

@@ -1,0 +1,188 @@
+"""The pages say what is so: tables are compared with the code, commands are run as a newcomer would."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import typing
+from pathlib import Path
+
+import pytest
+
+from adyton.bundle.settings import Settings
+from adyton.errors import AdytonError, ApplicationError, ExitCode
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def rows(page: str) -> list[list[str]]:
+    lines = (ROOT / page).read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+
+
+def test_every_error_is_in_the_table() -> None:
+    def subclasses(kind: type[AdytonError]) -> list[type[AdytonError]]:
+        return [kind, *(each for child in kind.__subclasses__() for each in subclasses(child))]
+
+    table = {cells[0].strip("`"): cells[1:3] for cells in rows("docs/errors.md")}
+    here = [each for each in subclasses(AdytonError) if each.__module__ == "adyton.errors"]
+    wanted = {
+        each.__name__: [
+            "the application's own" if each is ApplicationError else each.status.name,
+            str(int(each.exit_code)),
+        ]
+        for each in here
+    }
+    assert table == wanted
+    assert all(each.__doc__ for each in here)
+
+
+def test_every_exit_code_is_explained() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text()
+    assert all(re.search(rf"\b{int(code)}\s", text) for code in ExitCode)
+
+
+def test_every_key_of_enclave_toml_is_in_the_table() -> None:
+    def keys(kind: type, prefix: str = "") -> dict[str, tuple[str, str]]:
+        found: dict[str, tuple[str, str]] = {}
+        hints = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            if dataclasses.is_dataclass(hints[field.name]):
+                found |= keys(hints[field.name], f"{prefix}{field.name}.")
+                continue
+            low, high = field.metadata.get("bounds", ("", ""))
+            default = "required" if field.default is dataclasses.MISSING else f"`{_toml(field.default)}`"
+            found[prefix + field.name] = (default, f"{low} to {high}" if high else "")
+        return found
+
+    table = {cells[0].strip("`"): (cells[1], cells[2]) for cells in rows("docs/enclave-toml.md")}
+    wanted = keys(Settings)
+    assert list(table) == list(wanted)
+    for key, (default, bounds) in wanted.items():
+        assert table[key][0] == default, key
+        assert not bounds or table[key][1] == bounds, key
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[]" if value == () else str(value)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_readmes_commands() -> None:
+    demo = subprocess.run(
+        [sys.executable, "dev.py", "demo"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "7. Shut down" in demo.stdout
+
+
+class Newcomer:
+    """Types a page's commands into a shell, one after the other, in an empty home."""
+
+    def __init__(self, home: Path) -> None:
+        self.cwd = home / "adyton"
+        self.activated: Path | None = None
+        self.serving: subprocess.Popen[str] | None = None
+        self.environment = {
+            "HOME": str(home),
+            "PATH": f"{Path(sys._base_executable).parent}:/usr/bin:/bin",  # type: ignore[attr-defined]
+            "PIP_NO_INDEX": "1",  # what is to be installed is there already: see _lend_packages
+            "PIP_NO_BUILD_ISOLATION": "0",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
+
+    def type(self, line: str, expected: list[str]) -> None:
+        if line.startswith("cd "):
+            self.cwd = (self.cwd / line[3:]).resolve()
+        elif line.startswith(". "):
+            self.activated = (self.cwd / line[2:]).resolve()
+        elif line.startswith("adyton run"):
+            self._serve(line, expected)
+        else:
+            done = self._run(line)
+            output = done.stdout + done.stderr
+            assert done.returncode == (1 if "FAIL" in "".join(expected) else 0), f"{line}\n{output}"
+            for each in expected:
+                assert each in output, f"{line}\n{output}"
+        if "-m venv" in line:
+            _lend_packages((self.cwd / line.rpartition(" ")[2]).resolve())
+
+    def end_serving(self) -> None:
+        if self.serving is not None:
+            self.serving.send_signal(signal.SIGINT)
+            assert self.serving.wait(30) == 0
+            assert self.serving.stdout is not None
+            self.serving.stdout.close()
+            self.serving = None
+
+    def _shell(self, line: str) -> list[str]:
+        activate = f". '{self.activated}' && " if self.activated else ""
+        return ["bash", "-c", f"{activate}exec {line}" if line.startswith("adyton run") else f"{activate}{line}"]
+
+    def _run(self, line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._shell(line),
+            cwd=self.cwd,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+
+    def _serve(self, line: str, expected: list[str]) -> None:
+        self.serving = subprocess.Popen(
+            self._shell(line),
+            cwd=self.cwd,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.serving.stdout is not None
+        watchdog = threading.Timer(60, self.serving.kill)
+        watchdog.start()
+        assert self.serving.stdout.readline().strip() == expected[0]
+        watchdog.cancel()
+
+
+def _lend_packages(environment: Path) -> None:
+    """The tests have no network, so the new environment may use the packages of the one that runs them."""
+    site = next(environment.glob("lib/python3*/site-packages"))
+    for own in (*site.glob("setuptools*"), site / "_distutils_hack"):  # Python 3.11 puts an old one there
+        shutil.rmtree(own, ignore_errors=True)
+    (site / "distutils-precedence.pth").unlink(missing_ok=True)
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_tutorial_word_for_word(tmp_path: Path) -> None:
+    shutil.copytree(ROOT, tmp_path / "adyton", ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "dist"))
+    newcomer = Newcomer(tmp_path)
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    typed = 0
+    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+        for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            line, *expected = command.strip().splitlines()
+            if newcomer.serving is not None and not line.startswith("adyton call"):
+                newcomer.end_serving()
+            newcomer.type(line, expected)
+            typed += 1
+    newcomer.end_serving()
+    assert typed > 15
