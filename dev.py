@@ -150,6 +150,11 @@ def test(arguments: argparse.Namespace) -> int:
     return code
 
 
+def bench(_: argparse.Namespace) -> int:
+    set_up()
+    return tool("benchmarks/server.py")
+
+
 def setup(_: argparse.Namespace) -> int:
     set_up()
     return 0
@@ -189,6 +194,7 @@ def main() -> int:
     verb("demo", "the translator in an enclave, step by step", demo)
     testing = verb("test", "every check and every test", test)
     testing.add_argument("--fast", action="store_true", help="leave out the tests marked slow")
+    verb("bench", "the enclave's server beside bare grpcio; needs h2load", bench)
     verb("setup", "only make .venv", setup)
     locking = verb("lock", "make the lock files anew", lock)
     locking.add_argument("--upgrade", action="store_true", help="take newer versions")

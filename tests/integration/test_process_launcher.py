@@ -17,8 +17,8 @@ from observing import eventually, processes_that_mention
 from adyton.errors import ApplicationError, EnclaveDiedError, LaunchError, UnsupportedError
 from adyton.host.bundles import LOCK, Bundle
 from adyton.host.launch import hardening, registry
-from adyton.host.launch.namespaces import why_no_namespaces
 from adyton.host.launch.launcher import LaunchRequest
+from adyton.host.launch.namespaces import why_no_namespaces
 from adyton.host.launch.process import ProcessEnclave, ProcessLauncher
 from adyton.host.manager import EnclaveClient, EnclaveManager
 from adyton.testing.probes import config, probe_bundle, write_probe_project

@@ -1,256 +1,109 @@
-"""The life of an enclave, and what becomes of whatever an application and its host do in it."""
+"""The life of an enclave: one table of transitions, and the calls that its end waits for."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from types import ModuleType
+import time
+from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
 
-from adyton.bundle.settings import EnvironmentSettings, Settings
 from adyton.enclave.lifecycle import TRANSITIONS, LifeCycle, State, Step
-from adyton.enclave.runtime import Runtime
-from adyton.errors import AdytonError, ApplicationError, StatusCode, WrongStateError
-from adyton.proto.control_pb2 import CollectEvidence, Finalize, Initialize, Reply, Request, Run, Worker
-from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnvironmentVariable, LoggingConfig
+from adyton.errors import WrongStateError
 
 SECONDS = 10.0
-
-APPLICATION = """
-from adyton.enclave.application import TrustedApplication
-from adyton.proto.enclave_pb2 import EnclaveOutput
-
-acts = {}  # what a test wants to happen: call → a function
-
-class App(TrustedApplication):
-    def initialize(self, config):
-        return acts.get("initialize", lambda *_: None)(self, config)
-
-    def run(self, input):
-        return acts.get("run", lambda *_: EnclaveOutput())(self, input)
-
-    def finalize(self, final):
-        return acts.get("finalize", lambda *_: None)(self, final)
-
-class NoApplication:
-    pass
-
-number = 7
-"""
+#: The shortest way to each state.
+WAYS: dict[State, tuple[Step, ...]] = {
+    State.UNINITIALIZED: (),
+    State.INITIALIZING: (Step.INITIALIZE,),
+    State.RUNNING: (Step.INITIALIZE, Step.INITIALIZED),
+    State.FINALIZING: (Step.INITIALIZE, Step.INITIALIZED, Step.FINALIZE),
+    State.FINALIZED: (Step.INITIALIZE, Step.INITIALIZED, Step.FINALIZE, Step.FINALIZED),
+}
 
 
-class EchoDevice:
-    """A device whose evidence is what was asked."""
-
-    tee = "echo"
-
-    def collect_evidence(self, report_data: bytes) -> bytes:
-        return b"evidence over " + report_data
-
-
-@pytest.fixture
-def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module `own_application`; log handlers, environment and working folder are put back afterwards."""
-    (tmp_path / "own_application.py").write_text(APPLICATION)
-    (tmp_path / "data").mkdir()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    environment = dict(os.environ)
-    root = logging.getLogger()
-    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in ("", "grpc")}
-    import own_application  # type: ignore[import-not-found]
-
-    yield own_application
-    del sys.modules["own_application"]
-    root.handlers[:] = handlers
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-@pytest.fixture
-def runtime(application: ModuleType, tmp_path: Path) -> Runtime:
-    return make_runtime(tmp_path)
-
-
-def make_runtime(folder: Path, application: str = "own_application:App", *, device: bool = True) -> Runtime:
-    return Runtime(
-        settings=Settings(
-            name="a",
-            application=application,
-            include=("a",),
-            environment=EnvironmentSettings(allow=("MODE", "PLACE")),
-        ),
-        application_directory=folder,
-        data_directory=folder / "data",
-        device=EchoDevice() if device else None,
-        request_stop=lambda _: None,
-    )
-
-
-def initialize(config: EnclaveConfig | bytes = b"") -> Request:
-    data = config if isinstance(config, bytes) else config.SerializeToString()
-    return Request(initialize=Initialize(config=data, name="an enclave"))
-
-
-def run(data: bytes = b"") -> Request:
-    return Request(run=Run(input=data))
-
-
-def finalize(final: bytes = b"", drain_ms: int = 0) -> Request:
-    return Request(finalize=Finalize(final=final, drain_ms=drain_ms))
-
-
-def evidence(report_data: bytes = bytes(64)) -> Request:
-    return Request(collect_evidence=CollectEvidence(report_data=report_data))
-
-
-def status(reply: Reply) -> tuple[StatusCode, str]:
-    return StatusCode(reply.status.code), reply.status.message
-
-
-OK = (StatusCode.OK, "")
-
-
-def raising(error: BaseException) -> object:
-    def act(*_: object) -> None:
-        raise error
-
-    return act
-
-
-# --- the table
+def life_in(state: State) -> LifeCycle:
+    life = LifeCycle()
+    for step in WAYS[state]:
+        life.take(step)
+    assert life.state is state
+    return life
 
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("step", Step)
 def test_a_step_leads_where_the_table_says_or_nowhere(state: State, step: Step) -> None:
-    life = LifeCycle()
-    life._state = state
+    life = life_in(state)
     target = TRANSITIONS.get((state, step))
     if target is None:
-        with pytest.raises(WrongStateError, match=f"^{step.value} needs the state .*; the enclave is {state.value}$"):
+        with pytest.raises(
+            WrongStateError, match=rf"^{step.value} needs the state [A-Z]+; the enclave is {state.value}$"
+        ):
             life.take(step)
+        with pytest.raises(WrongStateError, match=rf"; the enclave is {state.value}$"), life.call(step):
+            pytest.fail("the call was let in")
     else:
         life.take(step)
     assert life.state is (target or state)
 
 
-def test_every_state_can_be_reached_and_only_the_last_has_no_way_out() -> None:
+def test_only_the_last_state_has_no_way_out() -> None:
     assert set(TRANSITIONS.values()) == set(State)
     assert {state for state, _ in TRANSITIONS} == set(State) - {State.FINALIZED}
+    assert {step for _, step in TRANSITIONS} == set(Step)
 
 
-# --- the host's calls
+def test_of_many_threads_one_initializes() -> None:
+    life, barrier, let_in = LifeCycle(), threading.Barrier(16), []
+
+    def attempt() -> None:
+        barrier.wait(SECONDS)
+        try:
+            life.take(Step.INITIALIZE)
+            let_in.append(True)
+        except WrongStateError:
+            pass
+
+    with ThreadPoolExecutor(16) as pool:
+        for each in [pool.submit(attempt) for _ in range(16)]:
+            each.result(SECONDS)
+    assert let_in == [True]
 
 
-def test_a_whole_life(runtime: Runtime, application: ModuleType) -> None:
-    application.acts["run"] = lambda app, _: application.EnclaveOutput() if app.context.name == "an enclave" else None
-    assert status(runtime.answer(initialize())) == OK
-    assert status(runtime.answer(run())) == OK
-    assert runtime.answer(evidence(b"x" * 64)).result == b"evidence over " + b"x" * 64
-    assert not runtime.finalized.is_set()
-    assert status(runtime.answer(finalize())) == OK
-    assert runtime.finalized.is_set()
+def test_draining_without_calls_takes_no_time() -> None:
+    assert life_in(State.RUNNING).drain(3600) == 0
 
 
-def test_a_call_in_a_wrong_state_names_both_states(runtime: Runtime) -> None:
-    early = [(run(), "run"), (evidence(), "collect_evidence"), (finalize(), "finalize")]
-    for request, word in early:
-        reply = runtime.answer(request)
-        message = f"{word} needs the state RUNNING; the enclave is UNINITIALIZED"
-        assert (status(reply), reply.status.wrong_state) == ((StatusCode.FAILED_PRECONDITION, message), True)
-    runtime.answer(initialize())
-    message = "initialize needs the state UNINITIALIZED; the enclave is RUNNING"
-    assert status(runtime.answer(initialize())) == (StatusCode.FAILED_PRECONDITION, message)
-    runtime.answer(finalize())
-    for request, word in early:
-        message = f"{word} needs the state RUNNING; the enclave is FINALIZED"
-        assert status(runtime.answer(request)) == (StatusCode.FAILED_PRECONDITION, message)
+def test_draining_counts_the_calls_that_are_still_in_flight_when_the_time_is_over() -> None:
+    life = life_in(State.RUNNING)
+    with life.call(Step.RUN), life.call(Step.COLLECT_EVIDENCE):
+        begun = time.monotonic()
+        assert life.drain(0.1) == 2
+        assert 0.1 <= time.monotonic() - begun < 5
+        assert life.drain(0) == 2
+    assert life.drain(0) == 0
 
 
-def test_a_request_for_nothing_is_refused(runtime: Runtime) -> None:
-    assert status(runtime.answer(Request(id=1)))[0] is StatusCode.INVALID_ARGUMENT
+@pytest.mark.parametrize("seconds", [SECONDS, 1.8e16])
+def test_draining_ends_with_the_last_call(seconds: float) -> None:
+    life = life_in(State.RUNNING)
+    with ThreadPoolExecutor() as pool:
+        with life.call(Step.RUN):
+            draining = pool.submit(life.drain, seconds)
+            with pytest.raises(TimeoutError):
+                draining.result(0.05)
+        assert draining.result(SECONDS) == 0
 
 
-@pytest.mark.parametrize("call", ["initialize", "run", "finalize"])
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (ApplicationError(StatusCode.NOT_FOUND, "no such book", mend="x"), (StatusCode.NOT_FOUND, "no such book")),
-        (AdytonError("oops"), (StatusCode.INTERNAL, "oops")),
-        (ApplicationError(StatusCode.ABORTED, "no \udcff"), (StatusCode.ABORTED, "no \\udcff")),
-        (ApplicationError(StatusCode.ABORTED, "x" * 5000), (StatusCode.ABORTED, "x" * 4096)),
-        (KeyError("secret"), (StatusCode.INTERNAL, "uncaught KeyError in CALL")),
-        (SystemExit("secret"), (StatusCode.INTERNAL, "uncaught SystemExit in CALL")),
-        (KeyboardInterrupt("secret"), (StatusCode.INTERNAL, "uncaught KeyboardInterrupt in CALL")),
-        (BaseExceptionGroup("secret", [ValueError()]), (StatusCode.INTERNAL, "uncaught ExceptionGroup in CALL")),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
-)
-def test_what_an_application_raises_becomes_a_status(
-    runtime: Runtime,
-    application: ModuleType,
-    call: str,
-    error: BaseException,
-    expected: tuple[StatusCode, str],
-) -> None:
-    application.acts[call] = raising(error)
-    replies = {"initialize": runtime.answer(initialize()), "run": runtime.answer(run())}
-    replies["finalize"] = runtime.answer(finalize())
-    assert status(replies[call]) == (expected[0], expected[1].replace("CALL", call))
-    assert "secret" not in str(replies[call])
+def test_a_call_that_fails_is_in_flight_no_more() -> None:
+    life = life_in(State.RUNNING)
+    with pytest.raises(KeyError), life.call(Step.RUN):
+        raise KeyError
+    assert life.drain(0) == 0
 
 
-def test_an_error_that_is_none_of_ours_gets_an_answer_too(runtime: Runtime, application: ModuleType) -> None:
-    runtime.answer(initialize())
-    application.acts["run"] = raising(ApplicationError(grpc.StatusCode.NOT_FOUND, "x"))  # type: ignore[arg-type]
-    assert status(runtime.answer(run()))[0] is StatusCode.INTERNAL
-    application.acts["run"] = raising(ApplicationError(StatusCode.NOT_FOUND, KeyError("x")))  # type: ignore[arg-type]
-    assert status(runtime.answer(run()))[0] is StatusCode.INTERNAL
-
-
-def test_the_traceback_goes_to_the_log(
-    runtime: Runtime, application: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runtime.answer(initialize())
-    application.acts["run"] = raising(KeyError("which"))
-    runtime.answer(run())
-    line = json.loads(capsys.readouterr().err.splitlines()[-1])
-    assert (line["level"], line["message"]) == ("ERROR", "uncaught exception in run")
-    assert "KeyError: 'which'" in line["traceback"]
-
-
-def test_an_enclave_whose_initialize_failed_can_be_initialized_again(runtime: Runtime, application: ModuleType) -> None:
-    application.acts["initialize"] = raising(ApplicationError(StatusCode.UNAVAILABLE, "later"))
-    assert status(runtime.answer(initialize())) == (StatusCode.UNAVAILABLE, "later")
-    assert "the enclave is UNINITIALIZED" in status(runtime.answer(run()))[1]
-    application.acts.clear()
-    assert status(runtime.answer(initialize())) == OK
-
-
-def test_a_failing_finalize_ends_the_life_too(runtime: Runtime, application: ModuleType) -> None:
-    runtime.answer(initialize())
-    application.acts["finalize"] = raising(OSError("secret"))
-    assert status(runtime.answer(finalize())) == (StatusCode.INTERNAL, "uncaught OSError in finalize")
-    assert runtime.finalized.is_set()
-    assert "the enclave is FINALIZED" in status(runtime.answer(finalize()))[1]
-
-
-@pytest.mark.parametrize(("output", "expected"), [(None, OK), ("text", (StatusCode.INTERNAL, "uncaught TypeError in run"))])
-def test_run_gives_an_output_or_nothing(
-    runtime: Runtime, application: ModuleType, output: object, expected: tuple[StatusCode, str]
-) -> None:
-    runtime.answer(initialize())
-    application.acts["run"] = lambda *_: output
-    reply = runtime.answer(run())
-    assert (status(reply), reply.result) == (expected, b"")
+def test_a_call_that_was_refused_was_never_in_flight() -> None:
+    life = life_in(State.FINALIZING)
+    with pytest.raises(WrongStateError), life.call(Step.RUN):
+        pytest.fail("the call was let in")
+    assert life.drain(0) == 0

@@ -14,8 +14,8 @@ import graphlib
 import json
 import queue
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from typing import Any, Self, cast
 
 import grpc
@@ -70,25 +70,24 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+        del self._channel
 
     def exchange(self, path: str, requests: Iterable[bytes]) -> Iterator[bytes]:
         """One call of any kind (they are alike on the wire): the answers, as they come.
 
         `requests` is read in a thread of its own; an exception out of it cancels the call and comes out here.
         """
-        feed = _Feed(requests)
-        method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
-        call = method(feed.read(), timeout=self._timeout_seconds, metadata=self._metadata)
-        feed.call.set_result(call)
+        call = _Call(requests)
         try:
-            yield from call
-        except grpc.RpcError as problem:
-            raise feed.failure or self._error(problem) from None
+            call.start(self._channel.stream_stream(path), timeout=self._timeout_seconds, metadata=self._metadata)
+            while isinstance(answer := call.answer(), bytes):
+                yield answer
         finally:
-            call.cancel()
+            call.end()
+        if answer is not None:
+            raise call.failure or self._error(*answer)
 
-    def _error(self, problem: grpc.RpcError) -> AdytonError:
-        code, details = problem.code(), printable(problem.details() or "")
+    def _error(self, code: grpc.StatusCode, details: str) -> AdytonError:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             ours = "Deadline Exceeded" in details  # else the service's own words
             return DeadlineError(f"{self.name} was not done in {self._timeout_seconds:g} s" if ours else details)
@@ -102,21 +101,48 @@ class Server:
         return UnreachableError(f"can't reach {self.name}: {cause}", mend=mend)
 
 
-class _Feed:
-    """Requests on their way into a call, and the exception that ended them early."""
+class _Call:
+    """A call's two directions. After `end`, nothing refers to gRPC's own call object.
+
+    That must be so: its destructor takes a lock which gRPC's threads use. If it ran only when Python exits, when those
+    threads have been stopped wherever they were, the process would hang. And gRPC raises the call object itself, so
+    its traceback, or another exception's context, would keep it until then.
+    """
 
     def __init__(self, requests: Iterable[bytes]) -> None:
-        self.call: Future[grpc.RpcContext] = Future()
         self.failure: Exception | None = None
         self._requests = requests
+        self._started = threading.Event()
+        self._call: Any = None
 
-    def read(self) -> Iterator[bytes]:
+    def start(self, method: Callable[..., Any], **options: object) -> None:
+        """Begin to send."""
+        self._call = method(self._read(), **options)
+        self._started.set()
+
+    def _read(self) -> Iterator[bytes]:
         """The requests. gRPC would log an exception's traceback and half-close would say "that was all": so cancel."""
         try:
             yield from self._requests
         except Exception as problem:  # noqa: BLE001  raised again where the answers are read
             self.failure = problem
-            self.call.result().cancel()
+            self._started.wait()
+            if call := self._call:
+                call.cancel()
+
+    def answer(self) -> bytes | tuple[grpc.StatusCode, str] | None:
+        """The next answer, or the status that the call failed with, or None after the last."""
+        try:
+            return cast("bytes | None", next(self._call, None))
+        except grpc.RpcError as problem:
+            problem.__traceback__ = None
+            return problem.code(), printable(problem.details() or "")
+
+    def end(self) -> None:
+        """Cancel what is left of the call."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
 
 
 class Reflection:

@@ -41,7 +41,6 @@ class _Worker:
     index: int
     process: subprocess.Popen[bytes]
     control: ControlClient
-    gone: Future[int]
 
 
 class WorkerPool:
@@ -131,7 +130,7 @@ class WorkerPool:
                 raise
             raise ApplicationError(StatusCode.INTERNAL, f"worker {index} did not start in time") from problem
         gone.add_done_callback(lambda _: self._replace(index))
-        return _Worker(index=index, process=process, control=control, gone=gone)
+        return _Worker(index=index, process=process, control=control)
 
     def _explain(
         self, index: int, process: subprocess.Popen[bytes], problem: AdytonError | None, gone: Future[int]

@@ -22,10 +22,14 @@ class LogPump:
     """
 
     def __init__(self, pipes: dict[IO[bytes], int | None], log_file: int | None) -> None:
-        """`pipes`: what to read, each with a descriptor to copy it to. The pump closes the pipes and `log_file`."""
+        """`pipes`: what to read, each with a descriptor to copy it to. The pump closes the pipes and `log_file`.
+
+        The copies go through duplicates: the host may close its descriptors, whose numbers then become other files'.
+        """
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._log_file = log_file
-        self._sinks = {pipe.fileno(): [copy, log_file] for pipe, copy in pipes.items()}
+        self._sinks = {pipe.fileno(): [_duplicate(copy), log_file] for pipe, copy in pipes.items()}
+        self._copies = [copy for copy, _ in self._sinks.values() if copy is not None]
         self._pipes = tuple(pipes)
         self._thread = threading.Thread(target=self._pump, name="adyton-log", daemon=True)
         self._thread.start()
@@ -51,8 +55,9 @@ class LogPump:
                     partial[key.fd] = self._take(key.fd, partial[key.fd] + (data or b"\n"), ended=not data)
         for each in self._pipes:
             each.close()
-        if self._log_file is not None:
-            os.close(self._log_file)
+        for sink in (*self._copies, self._log_file):
+            if sink is not None:
+                os.close(sink)
 
     def _take(self, pipe: int, data: bytes, *, ended: bool) -> bytes:
         *lines, rest = data.split(b"\n")
@@ -76,6 +81,13 @@ class LogPump:
                     view = view[os.write(sink, view) :]
             except OSError:
                 self._sinks[pipe][index] = None
+
+
+def _duplicate(descriptor: int | None) -> int | None:
+    try:
+        return None if descriptor is None else os.dup(descriptor)
+    except OSError:
+        return None
 
 
 def open_log(path: Path) -> int:
