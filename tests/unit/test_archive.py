@@ -259,3 +259,10 @@ def test_no_bit_of_an_archive_can_be_changed() -> None:
         data[bit // 8] ^= 1 << bit % 8
         with pytest.raises(BundleError):
             parse_archive(bytes(data))
+
+
+def test_a_directory_of_a_million_entries_is_not_even_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 65535, 65535, 60_000_000, 0, 0)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(BundleError, match="no directory of a bundle's size"):
+        parse_archive(bytes(60_000_000) + end)

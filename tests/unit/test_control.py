@@ -192,6 +192,15 @@ def test_an_end_within_a_frame_is_a_problem(ends: tuple[ControlClient, Enclave])
         client.ready.result(SECONDS)
 
 
+def test_no_thread_outlives_the_connection_though_nobody_closes_it(ends: tuple[ControlClient, Enclave]) -> None:
+    client, enclave = ends
+    enclave.stream.close()
+    assert client.ready.exception(SECONDS) is GONE
+    for thread in client._threads:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
 def test_a_call_after_the_end_fails_at_once(ends: tuple[ControlClient, Enclave]) -> None:
     client, enclave = ends
     enclave.stream.close()

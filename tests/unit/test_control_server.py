@@ -12,8 +12,8 @@ import pytest
 
 from adyton.errors import ApplicationError, ControlProtocolError, EnclaveDiedError, StatusCode
 from adyton.proto.control_client import ControlClient
-from adyton.proto.control_pb2 import FromEnclave, Ready, Reply, Request, Run, Status
-from adyton.proto.control_server import MAX_CALLS_IN_FLIGHT, ControlServer
+from adyton.proto.control_pb2 import Finalize, FromEnclave, Ready, Reply, Request, Run, Status
+from adyton.proto.control_server import MAX_CALLS, MAX_CALLS_AT_ONCE, ControlServer
 from adyton.proto.frames import MAX_FRAME_BYTES, encode_frame, read_frame
 
 SECONDS = 10.0
@@ -76,6 +76,12 @@ def test_many_calls_of_many_threads_each_get_their_own_answer() -> None:
         assert list(pool.map(lambda word: client.call(run(word)).result(SECONDS), words)) == words
 
 
+def test_long_replies_are_not_mixed_up() -> None:
+    with serving(lambda request: Reply(status=Status(), result=request.run.input * (1 << 20))) as client:
+        futures = [client.call(run(bytes([number]))) for number in range(16)]
+        assert [each.result(SECONDS) for each in futures] == [bytes([number]) * (1 << 20) for number in range(16)]
+
+
 def test_no_more_calls_than_the_limit_are_carried_out_at_once() -> None:
     gate, running = threading.Event(), threading.Semaphore(0)
 
@@ -85,12 +91,29 @@ def test_no_more_calls_than_the_limit_are_carried_out_at_once() -> None:
         return echo(request)
 
     with serving(handler) as client:
-        futures = [client.call(run(b"%d" % number)) for number in range(MAX_CALLS_IN_FLIGHT + 5)]
-        for _ in range(MAX_CALLS_IN_FLIGHT):
+        futures = [client.call(run(b"%d" % number)) for number in range(MAX_CALLS_AT_ONCE + 5)]
+        for _ in range(MAX_CALLS_AT_ONCE):
             assert running.acquire(timeout=SECONDS)
         assert not running.acquire(timeout=0.1)
         gate.set()
         assert [each.result(SECONDS) for each in futures] == [b"%d" % number for number in range(len(futures))]
+
+
+def test_stuck_calls_hold_up_neither_a_finalize_nor_the_end() -> None:
+    gate = threading.Event()
+
+    def handler(request: Request) -> Reply:
+        assert request.HasField("finalize") or gate.wait(SECONDS)
+        return Reply(status=Status())
+
+    with serving(handler) as client:
+        stuck = [client.call(run()) for _ in range(MAX_CALLS)]
+        with pytest.raises(ApplicationError, match="1000 calls are in flight") as caught:
+            client.call(run()).result(SECONDS)
+        assert caught.value.status is StatusCode.RESOURCE_EXHAUSTED
+        assert client.call(Request(finalize=Finalize())).result(SECONDS) == b""
+        assert not any(each.done() for each in stuck)
+    gate.set()
 
 
 def test_a_reply_that_is_too_long_becomes_a_status() -> None:

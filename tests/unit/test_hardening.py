@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -52,6 +54,17 @@ def child(code: str, *arguments: object) -> list[str]:
     return done.stdout.split()
 
 
+@contextmanager
+def started(command: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A child and what it prints; killed in the end if it still lives."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout
+        finally:
+            process.kill()
+
+
 # --- privileges
 
 
@@ -88,15 +101,14 @@ def reaper() -> Iterator[None]:
 
 @pytest.mark.parametrize(("tie", "dies"), [("hardening.die_with_parent(os.getppid())", True), ("pass", False)])
 def test_a_tied_process_dies_with_its_parent_though_that_is_killed(reaper: None, tie: str, dies: bool) -> None:
-    with subprocess.Popen([sys.executable, "-c", PROLOGUE + ORPHAN, tie], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == b"tied\n"
+    with started([sys.executable, "-c", PROLOGUE + ORPHAN, tie]) as (parent, output):
+        assert output.readline() == b"tied\n"
         (orphan,) = map(int, Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
         parent.kill()
         parent.wait()
         if not dies:
             os.kill(orphan, signal.SIGTERM)
-        assert parent.stdout.read() == b""  # ends when nobody holds the pipe any more
+        assert output.read() == b""  # ends when nobody holds the pipe any more
     _, status = os.waitpid(orphan, 0)
     assert os.WTERMSIG(status) == (signal.SIGKILL if dies else signal.SIGTERM)
 
@@ -169,13 +181,12 @@ with socket.socket() as server:
 """
     with socket.create_server(("127.0.0.1", 0)) as host:
         command = [sys.executable, "-c", PROLOGUE + code, str(outbound), str(host.getsockname()[1])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline().decode().strip() == expected
-            address = ("127.0.0.1", int(process.stdout.readline()))
+        with started(command) as (process, output):
+            assert output.readline().decode().strip() == expected
+            address = ("127.0.0.1", int(output.readline()))
             with socket.create_connection(address, timeout=SECONDS) as client:
                 assert client.recv(5) == b"hello"
-        assert process.returncode == 0
+            assert process.wait(SECONDS) == 0
 
 
 @needs_landlock(6)

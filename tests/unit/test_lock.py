@@ -226,3 +226,9 @@ def test_two_lines_that_both_hold_can_not_both_be_installed() -> None:
 
 def test_what_these_tests_run_with_is_what_adyton_is_locked_to() -> None:
     assert find_mismatches(parse_lock(OWN_LOCK.read_bytes()), importlib.metadata.version) == []
+
+
+def test_versions_are_compared_as_versions() -> None:
+    lock = parse_lock(f"certs==2024.02.02 --hash=sha256:{'0' * 64}".encode())
+    assert find_mismatches(lock, lambda _: "2024.2.2") == []
+    assert find_mismatches(lock, lambda _: "2024.2.3") == ["certs 2024.2.3, locked is 2024.02.02"]

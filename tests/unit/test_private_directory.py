@@ -142,6 +142,29 @@ def test_a_folder_without_a_lock_is_what_a_host_left_that_was_killed_early(root:
     assert {each.name for each in root.iterdir()} == {".lock", "something else"}
 
 
+def test_what_is_not_a_hosts_folder_stays_and_harms_nobody(root: Path) -> None:
+    PrivateDirectory().close()
+    (root / "enclave-file").touch()
+    (root / "enclave-link").mkdir()
+    (root / "enclave-link" / "lock").symlink_to("/dev/null")
+    PrivateDirectory().close()
+    assert {each.name for each in root.iterdir()} == {".lock", "enclave-file", "enclave-link"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folders_that_nobody_may_write_to_are_removed_too(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir(mode=0o500)
+    directory = PrivateDirectory()
+    (directory.path / "a" / "b").mkdir(parents=True)
+    (directory.path / "a" / "b" / "file").touch()
+    (directory.path / "a" / "link").symlink_to(tmp_path / "kept")
+    (directory.path / "a" / "b").chmod(0o000)
+    (directory.path / "a").chmod(0o500)
+    directory.close()
+    assert not directory.path.exists()
+    assert mode(tmp_path / "kept") == 0o500
+
+
 def test_several_processes_and_threads_at_once_each_keep_theirs() -> None:
     with holder(20) as (_, one), holder(20) as (_, two), ThreadPoolExecutor(8) as pool:
         own = list(pool.map(lambda _: PrivateDirectory(), range(40)))

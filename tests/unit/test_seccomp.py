@@ -109,6 +109,26 @@ for numbers in hardening.REFUSED_CALLS.values():
 
 
 @needs_seccomp
+@pytest.mark.parametrize("filtered", [True, False])
+def test_clone_makes_no_namespaces(filtered: bool) -> None:
+    code = """
+new_user_namespace, child_stack_signal = 0x10000000, 17
+clone, clone3 = hardening._CLONE[is_arm], hardening._CLONE3
+if sys.argv[1] == "True":
+    hardening.give_up_privileges()
+    hardening.refuse_system_calls()
+pid = libc.syscall(ctypes.c_long(clone), ctypes.c_ulong(new_user_namespace | child_stack_signal), 0, 0, 0, 0)
+if pid == 0:
+    os._exit(0)
+print(pid > 0 and os.waitpid(pid, 0)[1] == 0 or errno.errorcode[ctypes.get_errno()])
+print(outcome(lambda: system_call(clone3, 0, 0)))
+"""
+    namespace, flags_out_of_sight = child(code, filtered)
+    assert flags_out_of_sight == ("ENOSYS" if filtered else "EINVAL")
+    assert namespace == "EPERM" if filtered else namespace in ("True", "EPERM", "ENOSPC")
+
+
+@needs_seccomp
 def test_ordinary_code_goes_on() -> None:
     code = """
 hardening.give_up_privileges()
@@ -161,5 +181,7 @@ def test_the_numbers_are_the_kernels(column: int) -> None:
     if not HEADERS[column].exists():
         pytest.skip(f"{HEADERS[column]} is not installed (Debian, Ubuntu: apt install linux-libc-dev)")
     known = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADERS[column].read_text()))
+    assert int(known["clone"]) == hardening._CLONE[column]
+    assert int(known["clone3"]) == hardening._CLONE3
     ours = {name: numbers[column] for name, numbers in hardening.REFUSED_CALLS.items()}
     assert {name: int(known[name]) for name in ours} == ours

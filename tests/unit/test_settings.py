@@ -187,7 +187,7 @@ def test_a_bad_name_is_refused(name: str) -> None:
 # fmt: off
 BAD_APPLICATIONS = (
     "", "a", ":", "a:", ":B", "a.B", "a:B.C", "a:B:C", ".a:B", "a.:B", "a..b:C", "1a:B", "a:1B", "a-b:C", "a :B",
-    "a:B\\n", "à:B", "a/b:C", "a:B()", "a:B\\u0000",
+    "a:B\\n", "à:B", "aé:B", "a/b:C", "a:B()", "a:B\\u0000",
 )
 # fmt: on
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -120,7 +119,9 @@ def test_children_of_a_process_that_is_killed_die_with_it() -> None:
         f"spawn({TIED!r}, stdin=0)\nimport signal; signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", code], **PIPES) as process:  # type: ignore[call-overload]
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"tied\n"
-        os.kill(process.pid, signal.SIGKILL)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"tied\n"
+        finally:
+            process.kill()
         assert process.stdout.read() == b""  # ends when the child is gone too

@@ -22,6 +22,7 @@ MAX_DEPTH = 32
 _DATE = (1980, 1, 1, 0, 0, 0)
 _REGULAR_FILE_0644 = 0o100644 << 16
 _UNIX = 3
+_DIRECTORY_ENTRY_BYTES = 46
 
 
 def bundle_sha256(data: bytes) -> bytes:
@@ -65,6 +66,11 @@ def parse_archive(data: bytes) -> dict[str, bytes]:
 
 
 def _read(data: bytes) -> dict[str, bytes]:
+    # The directory's size, as its end says (APPNOTE 4.3.16): zipfile would parse any number of entries before it tells.
+    if int.from_bytes(data[-10:-6], "little") > MAX_FILES * (_DIRECTORY_ENTRY_BYTES + MAX_NAME_BYTES):
+        raise BundleError(
+            "the bundle can't be read, or is not in canonical form: it has no directory of a bundle's size"
+        )
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         if len(entries) > MAX_FILES:

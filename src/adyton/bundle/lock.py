@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from adyton.errors import ConfigurationError
 
@@ -60,7 +61,7 @@ def _parse_line(line: str) -> LockedDistribution:
     except (ValueError, LookupError, RecursionError) as problem:  # a marker that has no meaning raises any of them
         raise ConfigurationError(f"requirements.lock: can't read {line[:80]!r}") from problem
     pins = [pin for pin in requirement.specifier if pin.operator == "==" and not pin.version.endswith(".*")]
-    if len(pins) != 1 or len(requirement.specifier) != 1 or requirement.url:
+    if len(pins) != 1 or len(requirement.specifier) != 1:
         raise ConfigurationError(f"requirements.lock: {requirement.name} needs one exact version (name==1.2.3)")
     if not digests:
         raise ConfigurationError(
@@ -79,7 +80,9 @@ def find_mismatches(lock: tuple[LockedDistribution, ...], installed: Callable[[s
     """What of the lock is not there in the locked version; an empty list if all is. `installed`: name → version."""
     findings = []
     for locked in lock:
-        version = installed(locked.name) if locked.wanted_here else locked.version
-        if version != locked.version:
+        if not locked.wanted_here:
+            continue
+        version = installed(locked.name)
+        if version is None or Version(version) != Version(locked.version):
             findings.append(f"{locked.name} {version or 'is not installed'}, locked is {locked.version}")
     return findings

@@ -15,8 +15,9 @@ from adyton.proto.control_client import PROTOCOL_VERSION
 from adyton.proto.frames import Stream, encode_frame, read_frame
 from adyton.proto.messages import parse_message
 
-#: Calls that one host may have in flight; the next one waits until one ends.
-MAX_CALLS_IN_FLIGHT = 64
+#: Calls that run at once; more wait, and beyond MAX_CALLS they are refused.
+MAX_CALLS_AT_ONCE = 64
+MAX_CALLS = 1000
 
 Handler = Callable[[control_pb2.Request], control_pb2.Reply]
 
@@ -28,8 +29,8 @@ class ControlServer:
         self._stream = stream
         self._handler = handler
         self._sending = threading.Lock()
-        self._free = threading.BoundedSemaphore(MAX_CALLS_IN_FLIGHT)
-        self._pool = ThreadPoolExecutor(MAX_CALLS_IN_FLIGHT, "control")
+        self._free = threading.BoundedSemaphore(MAX_CALLS)
+        self._pool = ThreadPoolExecutor(MAX_CALLS_AT_ONCE, "control")
 
     def refuse(self, reason: str) -> None:
         """Tell the host why nothing starts here."""
@@ -54,8 +55,15 @@ class ControlServer:
             if request.id <= seen or request.WhichOneof("call") is None:
                 raise ControlProtocolError("the host sent a request that the protocol does not allow")
             seen = request.id
-            self._free.acquire()
-            self._pool.submit(self._answer, request)
+            self._begin(request)
+
+    def _begin(self, request: control_pb2.Request) -> None:
+        if request.HasField("finalize"):  # not behind calls that are stuck
+            threading.Thread(target=self._answer, args=(request,), name="control-finalize", daemon=True).start()
+        elif self._free.acquire(blocking=False):
+            self._pool.submit(self._answer, request).add_done_callback(lambda _: self._free.release())
+        else:
+            self._refuse(request, f"{MAX_CALLS} calls are in flight")
 
     def _next_frame(self) -> bytes | None:
         with contextlib.suppress(OSError):
@@ -63,16 +71,16 @@ class ControlServer:
         return None
 
     def _answer(self, request: control_pb2.Request) -> None:
+        reply = self._handler(request)
+        reply.id = request.id
         try:
-            reply = self._handler(request)
-            reply.id = request.id
-            try:
-                self._send(control_pb2.FromEnclave(reply=reply))
-            except ControlProtocolError as problem:
-                status = control_pb2.Status(code=StatusCode.RESOURCE_EXHAUSTED, message=str(problem))
-                self._send(control_pb2.FromEnclave(reply=control_pb2.Reply(id=request.id, status=status)))
-        finally:
-            self._free.release()
+            self._send(control_pb2.FromEnclave(reply=reply))
+        except ControlProtocolError as problem:
+            self._refuse(request, str(problem))
+
+    def _refuse(self, request: control_pb2.Request, why: str) -> None:
+        status = control_pb2.Status(code=StatusCode.RESOURCE_EXHAUSTED, message=why)
+        self._send(control_pb2.FromEnclave(reply=control_pb2.Reply(id=request.id, status=status)))
 
     def _send(self, message: control_pb2.FromEnclave) -> None:
         frame = encode_frame(message.SerializeToString())

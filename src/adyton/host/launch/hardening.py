@@ -166,6 +166,9 @@ REFUSED_CALLS: dict[str, tuple[int, int]] = {
     "sethostname": (170, 161),
     "quotactl": (179, 60),
 }
+_CLONE, _CLONE3 = (56, 220), 435
+#: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET: linux/sched.h.
+_NEW_NAMESPACES = 0x7E020000
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_CALLS = 0x40000000
 
@@ -179,26 +182,38 @@ def seccomp_is_possible() -> bool:
 
 
 def refuse_system_calls() -> None:
-    """seccomp: REFUSED_CALLS answer EPERM from now on; another architecture's calls end the process."""
-    machine = platform.machine()
-    program = _filter(_AUDIT_ARCH[machine], [numbers[machine == "aarch64"] for numbers in REFUSED_CALLS.values()])
+    """seccomp: REFUSED_CALLS and clone with a new namespace answer EPERM; another architecture's calls end the process.
+
+    clone3 has its flags where a filter can't look. It answers ENOSYS, and the C library takes clone instead.
+    """
+    index = int(platform.machine() == "aarch64")
+    refused = [numbers[index] for numbers in REFUSED_CALLS.values()]
+    program = _filter(_AUDIT_ARCH[platform.machine()], refused, _CLONE[index])
     buffer = ctypes.create_string_buffer(program, len(program))
     descriptor = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     _checked(_libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), descriptor, 0, 0), "PR_SET_SECCOMP")
 
 
-def _filter(architecture: int, refused: list[int]) -> bytes:
-    """A BPF program (linux/filter.h, seccomp.h): wrong architecture → kill; refused or x32 → EPERM; else allow."""
-    load, jump_equal, jump_at_least, give = 0x20, 0x15, 0x35, 0x06
-    kill, allow, not_permitted = 0x80000000, 0x7FFF0000, 0x00050000 | errno.EPERM
+def _filter(architecture: int, refused: list[int], clone: int) -> bytes:
+    """A BPF program (linux/filter.h, linux/seccomp.h) over struct seccomp_data: number, architecture, …, arguments."""
+    load, jump_equal, jump_at_least, jump_any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    number_at, architecture_at, first_argument_at = 0, 4, 16
+    kill, allow, error = 0x80000000, 0x7FFF0000, 0x00050000
 
-    def step(code: int, then: int, otherwise: int, value: int) -> bytes:
+    def step(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
         return struct.pack("=HBBI", code, then, otherwise, value)
 
-    program = [step(load, 0, 0, 4), step(jump_equal, 1, 0, architecture), step(give, 0, 0, kill), step(load, 0, 0, 0)]
-    left = len(refused) + 1  # tests that still come, this one included
-    program.append(step(jump_at_least, left, 0, _X32_CALLS))
+    def refuse_if(code: int, value: int, number: int = errno.EPERM) -> list[bytes]:
+        return [step(code, value, then=0, otherwise=1), step(give, error | number)]
+
+    program = [step(load, architecture_at), step(jump_equal, architecture, then=1), step(give, kill)]
+    program += [
+        step(load, number_at),
+        *refuse_if(jump_at_least, _X32_CALLS),
+        *refuse_if(jump_equal, _CLONE3, errno.ENOSYS),
+    ]
     for number in refused:
-        left -= 1
-        program.append(step(jump_equal, left, 0, number))
-    return b"".join([*program, step(give, 0, 0, allow), step(give, 0, 0, not_permitted)])
+        program += refuse_if(jump_equal, number)
+    program += [step(jump_equal, clone, otherwise=3), step(load, first_argument_at)]
+    program += [*refuse_if(jump_any_bit, _NEW_NAMESPACES), step(give, allow)]
+    return b"".join(program)

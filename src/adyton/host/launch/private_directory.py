@@ -6,6 +6,7 @@ one removes those whose lock is free: their host was killed before it could.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -37,7 +38,7 @@ class PrivateDirectory:
     def close(self) -> None:
         """Remove the folder. Safe to call twice."""
         if self._lock >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path)
             os.close(self._lock)
             self._lock = -1
 
@@ -68,14 +69,30 @@ def _registry_lock(root: Path) -> Iterator[None]:
 def _sweep(root: Path) -> None:
     for path in root.glob(f"{_PREFIX}*"):
         try:
-            descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
             continue
+        except OSError:
+            continue  # not one of ours
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         except BlockingIOError:
             pass  # its host lives
         finally:
             os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder whose enclave is gone, also where that has left folders that nobody may write to."""
+    shutil.rmtree(path, ignore_errors=True)
+    if not path.exists():
+        return
+    with contextlib.suppress(OSError):
+        folders = [path]
+        while folders:
+            folder = folders.pop()
+            folder.chmod(0o700)
+            folders += [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+    shutil.rmtree(path, ignore_errors=True)
