@@ -52,16 +52,18 @@ def _log_access(method: str, code: grpc.StatusCode, begun: float) -> None:
     _log.info("rpc", extra={"rpc": method, "status": code.name, "duration_ms": duration_ms})
 
 
+#: (request streams, response streams) → how gRPC makes a handler of that kind.
+_KINDS: dict[tuple[bool, bool], Any] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
 def _rebuild(handler: grpc.RpcMethodHandler[Any, Any], wrapped: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    make: Any = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
-    made: grpc.RpcMethodHandler[Any, Any] = make(
-        wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+    made: grpc.RpcMethodHandler[Any, Any] = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)](
+        wrapped, handler.request_deserializer, handler.response_serializer
     )
     return made
 
@@ -81,18 +83,16 @@ class RpcTimer:
         self._changed = threading.Condition()
         threading.Thread(target=self._watch, name="rpc-timer", daemon=True).start()
 
-    @contextlib.contextmanager
-    def watch(self, cancel: Callable[[], object]) -> Iterator[None]:
-        """Call `cancel` if the body is not over in time."""
-        token = object()
+    def begin(self, token: object, cancel: Callable[[], object]) -> None:
+        """Call `cancel` if `end(token)` does not come in time."""
         with self._changed:
             self._running[token] = (time.monotonic() + self._limit, cancel)
             self._changed.notify()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._running.pop(token, None)
+
+    def end(self, token: object) -> None:
+        """The RPC is over."""
+        with self._changed:
+            self._running.pop(token, None)
 
     def _watch(self) -> None:
         while True:
@@ -108,12 +108,40 @@ class RpcTimer:
             cancel()
 
 
+class _Guard:
+    """Around one RPC of a server with threads. A class, for a generator would cost each RPC some microseconds more."""
+
+    __slots__ = ("_begun", "_context", "_interceptor", "_method")
+
+    def __init__(self, interceptor: GuardInterceptor, context: Any, method: str) -> None:
+        self._interceptor = interceptor
+        self._context = context
+        self._method = method
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+        if self._interceptor.timer is not None:
+            self._interceptor.timer.begin(self, self._context.cancel)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._interceptor.timer is not None:
+            self._interceptor.timer.end(self)
+        answer = None
+        if isinstance(error, Exception) and not _is_abort(error, self._context):
+            answer = _answer_for(error, self._method, self._interceptor.logging_settings)
+        if self._interceptor.logging_settings.access:
+            unsaid = grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN
+            _log_access(self._method, answer[0] if answer else _code_of(self._context) or unsaid, self._begun)
+        if answer is not None:
+            self._context.abort(*answer)
+
+
 class GuardInterceptor(grpc.ServerInterceptor):
     """For grpc.server(): the outermost interceptor. An RPC over its time ends with CANCELLED."""
 
     def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
-        self._logging = logging_settings
-        self._timer = RpcTimer(max_rpc_ms / 1000) if max_rpc_ms else None
+        self.logging_settings = logging_settings
+        self.timer = RpcTimer(max_rpc_ms / 1000) if max_rpc_ms else None
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the method's handler."""
@@ -124,42 +152,20 @@ class GuardInterceptor(grpc.ServerInterceptor):
 
     def wrap(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
         """The same handler with the guard around it."""
-        guard = self._stream if handler.response_streaming else self._unary
-        return _rebuild(handler, guard(_behavior(handler), method))
+        behavior = _behavior(handler)
 
-    def _unary(self, behavior: Behavior, method: str) -> Behavior:
-        def call(request: Any, context: Any) -> Any:
-            with self._around(context, method):
+        def answer_once(request: Any, context: Any) -> Any:
+            with _Guard(self, context, method):
                 return behavior(request, context)
 
-        return call
-
-    def _stream(self, behavior: Behavior, method: str) -> Behavior:
-        def call(request: Any, context: Any) -> Iterator[Any]:
-            with self._around(context, method):
+        def answer_in_turn(request: Any, context: Any) -> Iterator[Any]:
+            with _Guard(self, context, method):
                 yield from behavior(request, context)
 
-        return call
-
-    @contextlib.contextmanager
-    def _around(self, context: Any, method: str) -> Iterator[None]:
-        begun, code = time.monotonic(), grpc.StatusCode.UNKNOWN
-        try:
-            with self._timer.watch(context.cancel) if self._timer else contextlib.nullcontext():
-                yield
-            code = _code_of(context) or grpc.StatusCode.OK
-        except Exception as error:
-            code = _code_of(context) or code
-            if _is_abort(error, context):
-                raise
-            code, message = _answer_for(error, method, self._logging)
-            context.abort(code, message)
-        finally:
-            if self._logging.access:
-                _log_access(method, code, begun)
+        return _rebuild(handler, answer_in_turn if handler.response_streaming else answer_once)
 
 
-def _is_abort(error: Exception, context: Any) -> bool:
+def _is_abort(error: BaseException, context: Any) -> bool:
     """Whether context.abort() raised it: a bare Exception, or AbortError for a blocking handler on asyncio."""
     bare = type(error) is Exception and not error.args and _code_of(context) is not None
     return bare or isinstance(error, grpc.aio.AbortError)
