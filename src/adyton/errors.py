@@ -128,9 +128,11 @@ class ApplicationError(AdytonError):
         if status is StatusCode.OK:
             raise ValueError("OK is not an error")
         self.status = status
+        #: Of a failed `load`, whose enclave nobody can ask any more: the last lines that it logged.
+        self.log_tail: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.status.name}: {super().__str__()}"
+        return _with_log(f"{self.status.name}: {super().__str__()}", self.log_tail)
 
 
 class EnclaveDiedError(AdytonError):
@@ -149,9 +151,11 @@ class EnclaveDiedError(AdytonError):
         self.log_tail = log_tail
 
     def __str__(self) -> str:
-        if not self.log_tail:
-            return self.message
-        return "\n  ".join((self.message + "; its last log lines:", *self.log_tail))
+        return _with_log(self.message, self.log_tail)
+
+
+def _with_log(message: str, log_tail: tuple[str, ...]) -> str:
+    return "\n  ".join((message + "; its last log lines:", *log_tail)) if log_tail else message
 
 
 class DeadlineError(AdytonError):

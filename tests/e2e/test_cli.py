@@ -96,7 +96,7 @@ def test_what_build_refuses(tmp_path: Path) -> None:
     done = adyton("build", tmp_path)
     assert done.returncode == ExitCode.USAGE
     assert "adyton build: can't read" in done.stderr
-    assert "`adyton init` makes a project that has it" in done.stderr
+    assert "a project that `adyton init` makes has one" in done.stderr
     project = write_probe_project(tmp_path)
     (project / "probe" / "link").symlink_to("/etc/passwd")
     done = adyton("build", project)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from observing import eventually, processes_that_mention
 import adyton
 from adyton.errors import (
     AlreadyExistsError,
+    ApplicationError,
     ConfigurationError,
     DeadlineError,
     EnclaveDiedError,
@@ -190,6 +192,107 @@ def test_a_cancelled_load_leaves_no_enclave(runtime_directory: Path) -> None:
     asyncio.run(story())
     eventually(lambda: not list(runtime_directory.glob("enclave-*")))
     nothing_left(runtime_directory)
+
+
+def test_a_run_that_was_sent_before_destroy_is_carried_out(manager: EnclaveManager) -> None:
+    for number in range(20):
+        enclave = manager.load("probe", probe_bundle())
+        runs = [enclave.run_future(command(f"answer {number}")) for _ in range(10)]
+        enclave.destroy()
+        assert [answer(each.result(0)) for each in runs] == [str(number)] * 10
+
+
+def test_what_destroy_refuses_changes_nothing(manager: EnclaveManager, ask: Ask) -> None:
+    enclave = manager.load("probe", probe_bundle())
+    with pytest.raises(AttributeError, match="SerializeToString"):
+        enclave.destroy("not a message")  # type: ignore[arg-type]
+    assert ask(enclave, "answer still here") == "still here"
+    enclave.destroy(timeout_seconds=float("inf"))
+
+
+def test_a_callback_can_not_wait_for_its_own_enclave(manager: EnclaveManager, ask: Ask) -> None:
+    enclave = manager.load("probe", probe_bundle())
+    outcome: Future[str] = Future()
+
+    def destroy(_: object) -> None:
+        try:
+            enclave.destroy()
+        except WrongStateError as problem:
+            outcome.set_result(problem.message)
+
+    enclave.stop_requested.add_done_callback(destroy)
+    ask(enclave, "stop now")
+    assert "call it from another one" in outcome.result(10)
+    assert ask(enclave, "answer still here") == "still here"
+
+
+def test_close_waits_for_a_load_and_leaves_nothing_of_it(runtime_directory: Path) -> None:
+    manager = EnclaveManager()
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(manager.load, "slow", probe_bundle(), config("sleep 2"))
+        eventually(lambda: bool(list(runtime_directory.glob("enclave-*"))))
+        manager.close()
+        with pytest.raises(WrongStateError, match="closed while the enclave was loading"):
+            loading.result(0.5)
+    nothing_left(runtime_directory)
+    with pytest.raises(WrongStateError, match="this one is closed"):
+        manager.load("more", probe_bundle())
+
+
+def test_close_waits_for_another_threads_destroy(runtime_directory: Path) -> None:
+    manager = EnclaveManager()
+    enclave = manager.load("probe", probe_bundle())
+    destroying = threading.Thread(target=enclave.destroy, args=(farewell("sleep 1"),))
+    destroying.start()
+    time.sleep(0.3)
+    manager.close()
+    nothing_left(runtime_directory)
+    destroying.join()
+
+
+def test_a_dead_enclaves_name_is_free_and_a_told_death_is_not_told_again(ask: Ask) -> None:
+    with EnclaveManager() as manager:
+        first = manager.load("probe", probe_bundle())
+        with pytest.raises(EnclaveDiedError):
+            ask(first, "kill")
+        second = manager.load("probe", probe_bundle())
+        assert ask(second, "answer new") == "new"
+        with pytest.raises(EnclaveDiedError):
+            ask(second, "exit 3")
+
+
+def test_a_death_that_nobody_was_told_of_is_told_at_the_end() -> None:
+    manager = EnclaveManager()
+    enclave = manager.load("probe", probe_bundle())
+    enclave.run_future(command("kill"))
+    eventually(lambda: enclave.is_gone)
+    with pytest.raises(EnclaveDiedError, match="killed by SIGKILL"):
+        manager.close()
+
+
+def test_a_fork_does_not_end_its_parents_enclaves(manager: EnclaveManager, ask: Ask) -> None:
+    enclave = manager.load("probe", probe_bundle())
+    pid = os.fork()
+    if pid == 0:
+        manager.close()
+        try:
+            enclave.destroy()
+        except WrongStateError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert ask(enclave, "answer alive") == "alive"
+
+
+def test_a_failed_initialize_brings_its_log(manager: EnclaveManager) -> None:
+    with pytest.raises(ApplicationError, match="its last log lines:") as caught:
+        manager.load("probe", probe_bundle(), config("raise the reason"))
+    assert "the reason" in "".join(caught.value.log_tail)
+
+
+def test_a_configuration_that_is_too_long(manager: EnclaveManager) -> None:
+    with pytest.raises(ConfigurationError, match="the control protocol takes 4194304"):
+        manager.load("probe", probe_bundle(), config("answer " + "x" * 5_000_000))
 
 
 @pytest.mark.slow

@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from observing import eventually, processes_that_mention
 
-from adyton.errors import ApplicationError, EnclaveDiedError, LaunchError, UnsupportedError
+from adyton.errors import ApplicationError, ConfigurationError, EnclaveDiedError, LaunchError, UnsupportedError
 from adyton.host.bundles import LOCK, Bundle
 from adyton.host.launch import hardening, registry
 from adyton.host.launch.launcher import LaunchRequest
@@ -167,20 +168,30 @@ def test_a_log_that_cannot_be_written_is_an_error_before_the_start(manager: Encl
 
 def test_other_packages_than_locked_are_refused(manager: EnclaveManager, tmp_path: Path) -> None:
     project = write_probe_project(tmp_path)
-    lock = (project / LOCK).read_text().replace("protobuf==7", "protobuf==6").replace("packaging==", "no-such-thing==")
-    (project / LOCK).write_text(lock)
+    lock = (project / LOCK).read_text()
+    (project / LOCK).write_text(f"{lock}no-such-thing==1 --hash=sha256:{'0' * 64}\n")
     with pytest.raises(
-        LaunchError, match=r"refused to start: other packages than locked: no-such-thing is not installed.*"
+        LaunchError, match=r"refused to start: other packages than locked: no-such-thing is not installed"
     ):
+        manager.load("probe", project)
+    (project / LOCK).write_text(lock.replace("protobuf==7", "protobuf==6"))
+    with pytest.raises(LaunchError, match=r"protobuf 7\.[0-9.]+, locked is 6\."):
+        manager.load("probe", project)
+
+
+def test_a_lock_without_what_the_runtime_needs(manager: EnclaveManager, tmp_path: Path) -> None:
+    project = write_probe_project(tmp_path)
+    (project / LOCK).write_text(f"six==1 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(ConfigurationError, match=r"requirements.lock lacks what Adyton's runtime needs: .*grpcio"):
         manager.load("probe", project)
 
 
 def test_an_application_that_is_none(manager: EnclaveManager) -> None:
     with pytest.raises(ApplicationError, match="is not a TrustedApplication"):
         manager.load("probe", probe_bundle("probe.plain:NotAnApplication"))
-    with pytest.raises(ApplicationError, match="uncaught ModuleNotFoundError in initialize"):
+    with pytest.raises(ApplicationError, match=r"can't be imported: No module named 'probe\.nowhere'"):
         manager.load("probe", probe_bundle("probe.nowhere:Plain"))
-    with pytest.raises(ApplicationError, match="uncaught AttributeError in initialize"):
+    with pytest.raises(ApplicationError, match=r"can't be imported: module 'probe\.plain' has no attribute 'Nobody'"):
         manager.load("probe", probe_bundle("probe.plain:Nobody"))
 
 
@@ -222,7 +233,7 @@ def test_a_host_that_breaks_the_control_protocol_is_not_heard_any_more(rubbish: 
         enclave.control.sendall(rubbish)
         if rubbish.endswith(b"half"):
             enclave.control.shutdown(socket.SHUT_WR)
-        error = enclave.explain() if enclave.wait(20) else None
+        error = enclave.explain(started=True) if enclave.wait(20) else None
     finally:
         enclave.close()
     assert isinstance(error, EnclaveDiedError)
@@ -234,7 +245,7 @@ def test_an_enclave_whose_host_hangs_up_ends() -> None:
     enclave = launched()
     enclave.control.shutdown(socket.SHUT_RDWR)
     assert enclave.wait(20)
-    error = enclave.explain()
+    error = enclave.explain(started=True)
     enclave.close()
     assert isinstance(error, EnclaveDiedError)
     assert error.exit_status == 80
@@ -271,3 +282,42 @@ def test_a_bundle_file_is_as_good_as_a_project(manager: EnclaveManager, ask: Ask
     path, _ = probe_bundle().save(tmp_path)
     assert ask(manager.load("file", path), "answer yes") == "yes"
     assert Bundle.load(path).sha256 == probe_bundle().sha256
+
+
+def test_nothing_that_the_application_started_outlives_it(
+    manager: EnclaveManager, ask: Ask, technology: str, runtime_directory: Path
+) -> None:
+    enclave = manager.load("probe", probe_bundle(), on=technology)
+    ask(enclave, "leave 600")
+    enclave.destroy()
+    assert not processes_that_mention("time.sleep(600)")
+    assert threading.active_count() < 20
+
+
+def test_the_applications_own_children_hear_signals(manager: EnclaveManager, ask: Ask) -> None:
+    assert ask(manager.load("probe", probe_bundle()), "terminate") == "-15"
+
+
+@pytest.mark.parametrize("code", [81, 82])
+def test_an_application_does_not_choose_which_error_its_host_sees(
+    manager: EnclaveManager, ask: Ask, code: int, technology: str
+) -> None:
+    enclave = manager.load("probe", probe_bundle(), on=technology)
+    with pytest.raises(EnclaveDiedError, match=f"exit code {code}"):
+        ask(enclave, f"exit {code}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("host_name", "x" * 100, "is no host name"),
+        ("host_name", "a\0b", "is no host name"),
+        ("stdin_fd", -1, "stdin_fd is -1, which is not an open descriptor"),
+        ("stderr_fd", 9999, "stderr_fd is 9999"),
+    ],
+)
+def test_what_a_host_can_get_wrong(manager: EnclaveManager, field: str, value: object, message: str) -> None:
+    configuration = config()
+    setattr(configuration, field, value)
+    with pytest.raises(ConfigurationError, match=message):
+        manager.load("probe", probe_bundle(), configuration)

@@ -23,7 +23,6 @@ from adyton.proto.control_pb2 import (
     Run,
     Status,
     StopRequested,
-    Worker,
 )
 from adyton.proto.control_server import ControlServer
 from adyton.proto.frames import encode_frame
@@ -44,9 +43,7 @@ from_enclave = st.one_of(
 )
 from_host = st.one_of(
     st.builds(Request, id=ids, run=st.builds(Run, input=st.none() | st.binary(max_size=5))),
-    st.builds(
-        Request, id=ids, initialize=st.builds(Initialize, name=texts, worker=st.builds(Worker, index=st.integers(0, 9)))
-    ),
+    st.builds(Request, id=ids, initialize=st.builds(Initialize, name=texts)),
     st.builds(Request, id=st.none() | ids),
 )
 
@@ -97,7 +94,7 @@ def _feed_server(data: bytes) -> None:
 
     stream, other = socket.socketpair()
     with stream, other:
-        server = ControlServer(other, handler)
+        server = ControlServer(other, lambda request: lambda send: send(handler(request)))
         stream.sendall(data)
         stream.shutdown(socket.SHUT_WR)
         with suppress(ControlProtocolError):

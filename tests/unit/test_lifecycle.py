@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -20,6 +22,15 @@ WAYS: dict[State, tuple[Step, ...]] = {
     State.FINALIZING: (Step.INITIALIZE, Step.INITIALIZED, Step.FINALIZE),
     State.FINALIZED: (Step.INITIALIZE, Step.INITIALIZED, Step.FINALIZE, Step.FINALIZED),
 }
+
+
+@contextmanager
+def in_flight(life: LifeCycle, step: Step) -> Iterator[None]:
+    life.begin(step)
+    try:
+        yield
+    finally:
+        life.end()
 
 
 def life_in(state: State) -> LifeCycle:
@@ -40,7 +51,7 @@ def test_a_step_leads_where_the_table_says_or_nowhere(state: State, step: Step) 
             WrongStateError, match=rf"^{step.value} needs the state [A-Z]+; the enclave is {state.value}$"
         ):
             life.take(step)
-        with pytest.raises(WrongStateError, match=rf"; the enclave is {state.value}$"), life.call(step):
+        with pytest.raises(WrongStateError, match=rf"; the enclave is {state.value}$"), in_flight(life, step):
             pytest.fail("the call was let in")
     else:
         life.take(step)
@@ -76,7 +87,7 @@ def test_draining_without_calls_takes_no_time() -> None:
 
 def test_draining_counts_the_calls_that_are_still_in_flight_when_the_time_is_over() -> None:
     life = life_in(State.RUNNING)
-    with life.call(Step.RUN), life.call(Step.COLLECT_EVIDENCE):
+    with in_flight(life, Step.RUN), in_flight(life, Step.COLLECT_EVIDENCE):
         begun = time.monotonic()
         assert life.drain(0.1) == 2
         assert 0.1 <= time.monotonic() - begun < 5
@@ -88,7 +99,7 @@ def test_draining_counts_the_calls_that_are_still_in_flight_when_the_time_is_ove
 def test_draining_ends_with_the_last_call(seconds: float) -> None:
     life = life_in(State.RUNNING)
     with ThreadPoolExecutor() as pool:
-        with life.call(Step.RUN):
+        with in_flight(life, Step.RUN):
             draining = pool.submit(life.drain, seconds)
             with pytest.raises(TimeoutError):
                 draining.result(0.05)
@@ -97,13 +108,13 @@ def test_draining_ends_with_the_last_call(seconds: float) -> None:
 
 def test_a_call_that_fails_is_in_flight_no_more() -> None:
     life = life_in(State.RUNNING)
-    with pytest.raises(KeyError), life.call(Step.RUN):
+    with pytest.raises(KeyError), in_flight(life, Step.RUN):
         raise KeyError
     assert life.drain(0) == 0
 
 
 def test_a_call_that_was_refused_was_never_in_flight() -> None:
     life = life_in(State.FINALIZING)
-    with pytest.raises(WrongStateError), life.call(Step.RUN):
+    with pytest.raises(WrongStateError), in_flight(life, Step.RUN):
         pytest.fail("the call was let in")
     assert life.drain(0) == 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pty
 import stat
 import subprocess
 import sys
 import threading
 import tracemalloc
+import tty
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -142,10 +144,23 @@ def test_a_pipe_has_a_copy_and_a_log(tmp_path: Path) -> None:
         assert copied.read() == b"one\ntwo\n" == (tmp_path / "log").read_bytes()
 
 
-def test_the_pump_closes_the_log_and_the_pipes(tmp_path: Path) -> None:
+def test_the_pump_closes_its_copies_and_the_pipes(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "log")
     before = open_descriptors()
-    pump_all(b"one\n", log_file=open_log(tmp_path / "log"))
+    pump_all(b"one\n", copy=log, log_file=log)
     assert open_descriptors() == before
+    os.close(log)
+
+
+def test_a_terminal_gets_nothing_that_it_would_obey(tmp_path: Path) -> None:
+    terminal, copy = pty.openpty()
+    tty.setraw(copy)
+    log = open_log(tmp_path / "log")
+    pump_all(b"\x1b]0;title\x07 tab\t \xc2\x9b2J caf\xc3\xa9\n", copy=copy, log_file=log)
+    assert os.read(terminal, 1000) == b"?]0;title? tab\t ?2J caf\xc3\xa9\n"
+    assert b"\x1b]0;" in (tmp_path / "log").read_bytes()
+    for each in (terminal, copy, log):
+        os.close(each)
 
 
 def full_disk() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from adyton.errors import LaunchError
+from adyton.host.launch import private_directory
 from adyton.host.launch.private_directory import PrivateDirectory
 
 SECONDS = 20.0
@@ -68,8 +70,8 @@ def test_a_folder_is_new_empty_and_nobody_elses(root: Path) -> None:
     one, other = PrivateDirectory(), PrivateDirectory()
     assert one.path != other.path
     assert one.path.parent == other.path.parent == root
-    assert (mode(root), mode(one.path), mode(one.path / "lock"), mode(root / ".lock")) == (0o700, 0o700, 0o600, 0o600)
-    assert [each.name for each in one.path.iterdir()] == ["lock"]
+    assert (mode(root), mode(one.path)) == (0o700, 0o700)
+    assert list(one.path.iterdir()) == []
     one.close()
     other.close()
 
@@ -80,7 +82,7 @@ def test_the_mask_of_the_host_makes_a_folder_no_more_open() -> None:
         directory = PrivateDirectory()
     finally:
         os.umask(before)
-    assert (mode(directory.path.parent), mode(directory.path), mode(directory.path / "lock")) == (0o700, 0o700, 0o600)
+    assert (mode(directory.path.parent), mode(directory.path)) == (0o700, 0o700)
     directory.close()
 
 
@@ -91,7 +93,7 @@ def test_a_closed_folder_is_gone_with_all_that_is_in_it(root: Path) -> None:
     (directory.path / "data" / "secret").write_text("x")
     directory.close()
     directory.close()
-    assert [each.name for each in root.iterdir()] == [".lock"]
+    assert list(root.iterdir()) == []
     assert Path("/etc/passwd").exists()
 
 
@@ -130,25 +132,35 @@ def test_a_living_hosts_folder_is_left_alone(root: Path) -> None:
         PrivateDirectory().close()
         assert all((each / "data" / "secret").exists() for each in held)
         assert own.path.exists()
-        assert {each.name for each in root.iterdir()} == {".lock", own.path.name, *(each.name for each in held)}
+        assert {each.name for each in root.iterdir()} == {own.path.name, *(each.name for each in held)}
         own.close()
 
 
-def test_a_folder_without_a_lock_is_what_a_host_left_that_was_killed_early(root: Path) -> None:
+def test_a_folder_that_nobody_holds_is_what_a_killed_host_left(root: Path) -> None:
     PrivateDirectory().close()
     (root / "enclave-abc" / "data").mkdir(parents=True)
     (root / "something else").mkdir()
     PrivateDirectory().close()
-    assert {each.name for each in root.iterdir()} == {".lock", "something else"}
+    assert {each.name for each in root.iterdir()} == {"something else"}
 
 
 def test_what_is_not_a_hosts_folder_stays_and_harms_nobody(root: Path) -> None:
     PrivateDirectory().close()
     (root / "enclave-file").touch()
-    (root / "enclave-link").mkdir()
-    (root / "enclave-link" / "lock").symlink_to("/dev/null")
+    (root / "enclave-link").symlink_to(Path.home())
     PrivateDirectory().close()
-    assert {each.name for each in root.iterdir()} == {".lock", "enclave-file", "enclave-link"}
+    assert {each.name for each in root.iterdir()} == {"enclave-file", "enclave-link"}
+
+
+def test_a_lock_that_is_never_given_back_is_an_error_in_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PrivateDirectory().close()
+    monkeypatch.setattr(private_directory, "LOCK_SECONDS", 0.2)
+    holding = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(holding, fcntl.LOCK_EX)
+    with pytest.raises(LaunchError, match="is locked by another process"):
+        PrivateDirectory()
+    os.close(holding)
+    PrivateDirectory().close()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -170,9 +182,10 @@ def test_several_processes_and_threads_at_once_each_keep_theirs() -> None:
         own = list(pool.map(lambda _: PrivateDirectory(), range(40)))
         paths = [*one, *two, *(each.path for each in own)]
         assert len(set(paths)) == 80
-        assert all((path / "lock").exists() for path in paths)
+        assert all(path.is_dir() for path in paths)
         list(pool.map(PrivateDirectory.close, own))
-        assert all((path / "lock").exists() for path in (*one, *two))
+        assert all(path.is_dir() for path in (*one, *two))
+        assert not any(each.path.exists() for each in own)
 
 
 # --- where the folders are

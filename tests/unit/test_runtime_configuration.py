@@ -13,7 +13,7 @@ import pytest
 from adyton.bundle.settings import EnvironmentSettings, Settings
 from adyton.enclave.runtime import Runtime
 from adyton.errors import StatusCode
-from adyton.proto.control_pb2 import Initialize, Request, Worker
+from adyton.proto.control_pb2 import Initialize, Request
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnvironmentVariable, LoggingConfig
 
 APPLICATION = """
@@ -56,10 +56,11 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
             application_directory=tmp_path / "bundle",
             data_directory=tmp_path / "data",
             device=None,
+            worker=3,
             request_stop=lambda _: None,
         )
         data = config if isinstance(config, bytes) else config.SerializeToString()
-        call = Initialize(config=data, name="an enclave", worker=Worker(index=3))
+        call = Initialize(config=data, name="an enclave")
         status = runtime.answer(Request(initialize=call)).status
         return StatusCode(status.code), status.message
 
@@ -136,11 +137,16 @@ def test_what_is_no_trusted_application_is_refused(ask: Answer, name: str) -> No
     assert ask(application=name) == (StatusCode.INVALID_ARGUMENT, message)
 
 
-def test_an_application_that_is_not_there_is_internal(ask: Answer) -> None:
-    missing_class = (StatusCode.INTERNAL, "uncaught AttributeError in initialize")
-    assert ask(application="Missing") == missing_class
-    missing_module = (StatusCode.INTERNAL, "uncaught ModuleNotFoundError in initialize")
-    assert ask(application="missing_module:App") == missing_module
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("own_application:Missing", "module 'own_application' has no attribute 'Missing'"),
+        ("missing_module:App", "No module named 'missing_module'"),
+    ],
+)
+def test_an_application_that_is_not_there_is_named(ask: Answer, name: str, why: str) -> None:
+    message = f"application '{name}' can't be imported: {why}"
+    assert ask(application=name) == (StatusCode.INVALID_ARGUMENT, message)
 
 
 # --- bytes

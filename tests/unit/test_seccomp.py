@@ -74,7 +74,7 @@ def trace_me():  # in a process of its own, for it can't be undone
     return os.waitpid(pid, 0)[1] >> 8
 print(trace_me())
 hardening.give_up_privileges()
-hardening.refuse_system_calls()
+hardening.refuse_system_calls(outbound=False)
 print(trace_me())
 """
     assert child(code) == ["0", "1"]
@@ -89,7 +89,7 @@ name, *arguments = sys.argv[1:]
 attempt = lambda: system_call(hardening.REFUSED_CALLS[name][is_arm], *map(int, arguments))
 print(outcome(attempt))
 hardening.give_up_privileges()
-hardening.refuse_system_calls()
+hardening.refuse_system_calls(outbound=False)
 print(outcome(attempt))
 """
     before, after = child(code, name, *arguments)
@@ -101,7 +101,7 @@ print(outcome(attempt))
 def test_every_call_of_the_table_is_not_permitted() -> None:
     code = """
 hardening.give_up_privileges()
-hardening.refuse_system_calls()
+hardening.refuse_system_calls(outbound=False)
 for numbers in hardening.REFUSED_CALLS.values():
     print(outcome(lambda: system_call(numbers[is_arm], -1, -1, -1, -1, -1)))
 """
@@ -113,10 +113,10 @@ for numbers in hardening.REFUSED_CALLS.values():
 def test_clone_makes_no_namespaces(filtered: bool) -> None:
     code = """
 new_user_namespace, child_stack_signal = 0x10000000, 17
-clone, clone3 = hardening._CLONE[is_arm], hardening._CLONE3
+clone, clone3 = hardening.REFUSED_NAMESPACES["clone"].numbers[is_arm], hardening._CLONE3
 if sys.argv[1] == "True":
     hardening.give_up_privileges()
-    hardening.refuse_system_calls()
+    hardening.refuse_system_calls(outbound=False)
 pid = libc.syscall(ctypes.c_long(clone), ctypes.c_ulong(new_user_namespace | child_stack_signal), 0, 0, 0, 0)
 if pid == 0:
     os._exit(0)
@@ -129,10 +129,29 @@ print(outcome(lambda: system_call(clone3, 0, 0)))
 
 
 @needs_seccomp
+@pytest.mark.parametrize("outbound", [True, False])
+def test_ways_to_connect_that_landlock_does_not_see(outbound: bool) -> None:
+    code = """
+hardening.give_up_privileges()
+hardening.refuse_system_calls(outbound=sys.argv[1] == "True")
+print(outcome(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262).close()))
+with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+    print(outcome(lambda: client.sendto(b"x", 0x20000000, server.getsockname())))
+with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+    print(outcome(lambda: client.sendmsg([b"x"], [], 0x20000000, server.getsockname())))
+"""
+    outcomes = child(code, outbound)
+    if outbound:
+        assert "EPERM" not in outcomes
+    else:
+        assert outcomes == ["EPERM"] * 3
+
+
+@needs_seccomp
 def test_ordinary_code_goes_on() -> None:
     code = """
 hardening.give_up_privileges()
-hardening.refuse_system_calls()
+hardening.refuse_system_calls(outbound=False)
 thread = threading.Thread(target=print, args=("thread",))
 thread.start()
 thread.join()
@@ -160,7 +179,7 @@ page.write(bytes.fromhex("b814000000 cd80 c3"))  # mov eax, 20 (getpid on i386);
 get_pid = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
 if sys.argv[1] == "True":
     hardening.give_up_privileges()
-    hardening.refuse_system_calls()
+    hardening.refuse_system_calls(outbound=False)
 print(outcome(lambda: system_call(0x40000000 | 39)), flush=True)
 assert get_pid() == os.getpid()
 """
@@ -181,7 +200,8 @@ def test_the_numbers_are_the_kernels(column: int) -> None:
     if not HEADERS[column].exists():
         pytest.skip(f"{HEADERS[column]} is not installed (Debian, Ubuntu: apt install linux-libc-dev)")
     known = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", HEADERS[column].read_text()))
-    assert int(known["clone"]) == hardening._CLONE[column]
+    for name, argument in (hardening.REFUSED_NAMESPACES | hardening.REFUSED_CONNECTIONS).items():
+        assert int(known[name]) == argument.numbers[column]
     assert int(known["clone3"]) == hardening._CLONE3
     ours = {name: numbers[column] for name, numbers in hardening.REFUSED_CALLS.items()}
     assert {name: int(known[name]) for name in ours} == ours

@@ -21,7 +21,9 @@ _APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCI
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 #: Variables that steer the interpreter, the loader or a library: never the host's to set, whatever enclave.toml says.
 _STEERING = re.compile(
-    r"(LD_|PYTHON|GRPC_|GLIBC_|MALLOC_|OPENSSL_|SSL|GCONV_PATH|PATH$|HOME$|TMPDIR$|.*_proxy$)", re.IGNORECASE
+    r"(LD_|PYTHON|GRPC_|PROTOCOL_BUFFERS_|GLIBC_|MALLOC_|OPENSSL_|SSL|GCONV_PATH|LOCPATH|NLSPATH|HOSTALIASES|RES_OPTIONS"
+    r"|BASH_ENV$|ENV$|IFS$|PATH$|HOME$|TMPDIR$|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|.*_proxy$)",
+    re.IGNORECASE,
 )
 
 MAX_TOML_BYTES = 64 * 1024

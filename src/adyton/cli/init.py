@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import keyword
 import re
 import subprocess
 import sys
@@ -18,7 +19,10 @@ from adyton.host.bundles import LOCK, runtime_lock
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 #: Names of modules that an enclave has already.
-_TAKEN = {"adyton", "google", "grpc", "grpc_health", "grpc_reflection", "cryptography", "packaging", "tests", "dist"}
+_TAKEN = {
+    *("adyton", "cffi", "cryptography", "google", "grpc", "grpc_health", "grpc_reflection", "grpc_tools", "packaging"),
+    *("pycparser", "typing_extensions", "tests", "dist"),
+}
 
 #: Template → path in the project.
 _FILES = {
@@ -56,7 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(directory: Path, name: str, module: str) -> None:
     if not _NAME.fullmatch(name) or len(name) > 63:
-        raise ConfigurationError(f"{name!r} can't be an enclave's name: small letters, digits, '-'")
+        raise ConfigurationError(
+            f"{name!r} can't be an enclave's name: it begins with a small letter; small letters, digits and '-' follow"
+        )
+    if keyword.iskeyword(module):
+        raise ConfigurationError(f"{name!r} is a keyword of Python")
     if module in _TAKEN or module in sys.stdlib_module_names:
         raise ConfigurationError(f"{name!r} is the name of a module that every enclave has already")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):

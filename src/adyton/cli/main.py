@@ -27,13 +27,14 @@ VERBS: dict[str, str] = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    _open_closed_streams()
     arguments = _parser().parse_args(words)
     try:
         verb = importlib.import_module(f"adyton.cli.{arguments.verb}")
         code: int = verb.run(arguments)
         sys.stdout.flush()
     except AdytonError as problem:
-        print(f"adyton {arguments.verb}: {problem}", file=sys.stderr)
+        say(f"adyton {arguments.verb}: {problem}")
         return int(type(problem).exit_code)
     except KeyboardInterrupt:
         return 130
@@ -48,8 +49,23 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
-    """Talk: to standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Talk: to standard error, without what a terminal would obey; an enclave may have chosen the words."""
+    print("\n".join(map(_harmless, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def _harmless(line: str) -> str:
+    return line if line.isprintable() else "".join(each if each.isprintable() or each == "\t" else "?" for each in line)
+
+
+def _open_closed_streams() -> None:
+    """A command may be started without standard streams (`2>&-`): no other file may get their numbers."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if name != "stdin" and getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w"))
 
 
 def _parser() -> argparse.ArgumentParser:

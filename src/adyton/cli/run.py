@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import queue
 import signal
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 from adyton.cli.main import say
-from adyton.errors import AdytonError
+from adyton.errors import AdytonError, ConfigurationError
 from adyton.host.bundles import Bundle
 from adyton.host.launch.registry import LAUNCHERS, launcher
 from adyton.host.manager import EnclaveManager
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.proto.enclave_pb2 import EnclaveConfig, LoggingConfig
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,17 +40,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Print "Server started on port N" on standard output when it serves; exit 0 when it was asked to end and did."""
     if warning := launcher(arguments.on).warning:
         say(warning)
-    bundle = Bundle.of(arguments.target)
-    with _signals() as stop, EnclaveManager() as manager:
-        enclave = manager.load(arguments.name or bundle.settings.name, bundle, _config(arguments), on=arguments.on)
-        port = enclave.enter_and_run().Extensions[extensions.actual_server_port]
-        print(f"Server started on port {port}", flush=True)
-        enclave.stop_requested.add_done_callback(lambda done: stop.put(_outcome(done)))
-        outcome = stop.get()
+    bundle, config = Bundle.of(arguments.target), _config(arguments)
+    with _Signals() as signals, EnclaveManager() as manager:
+        try:
+            enclave = manager.load(arguments.name or bundle.settings.name, bundle, config, on=arguments.on)
+            output = enclave.enter_and_run()
+        except _AskedToEndError as asked:
+            say(f"{asked}: ended before it served")
+            return 0
+        signals.wait_for_them()
+        if output.HasExtension(extensions.actual_server_port):
+            print(f"Server started on port {output.Extensions[extensions.actual_server_port]}", flush=True)
+        else:
+            say("the application runs; it serves no port")
+        enclave.stop_requested.add_done_callback(lambda done: signals.stop.put(_outcome(done)))
+        outcome = signals.stop.get()
         if isinstance(outcome, AdytonError):
             raise outcome
         say(f"{outcome}: finalizing")
-        enclave.destroy(timeout_seconds=30 + arguments.grace_ms / 1000)
+        enclave.destroy()
     return 0
 
 
@@ -63,31 +69,53 @@ def _outcome(done: Future[str]) -> str | AdytonError:
         return problem
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[queue.SimpleQueue[str | AdytonError]]:
-    """A queue that gets the name of a signal that asks to end. A second one ends this process at once."""
-    stop: queue.SimpleQueue[str | AdytonError] = queue.SimpleQueue()
+class _AskedToEndError(BaseException):
+    """A signal came before the enclave served; like KeyboardInterrupt, whatever was under way is undone."""
 
-    def take(number: int, _frame: object) -> None:
+
+class _Signals:
+    """Until `wait_for_them` a signal interrupts, then it is put into `stop` by name. A second one ends the process."""
+
+    def __init__(self) -> None:
+        self.stop: queue.SimpleQueue[str | AdytonError] = queue.SimpleQueue()
+        self._interrupting = True
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._take) for number in _STOPPING}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wait_for_them(self) -> None:
+        """From now on."""
+        self._interrupting = False
+
+    def _take(self, number: int, _frame: object) -> None:
         for each in _STOPPING:
             signal.signal(each, signal.SIG_DFL)
-        stop.put(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, take) for number in _STOPPING}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        name = signal.Signals(number).name
+        if self._interrupting:
+            raise _AskedToEndError(name)
+        self.stop.put(name)
 
 
 def _config(arguments: argparse.Namespace) -> EnclaveConfig:
-    config = EnclaveConfig(stderr_fd=2, stdout_fd=2)
+    try:
+        return _fill(EnclaveConfig(stderr_fd=2, stdout_fd=2), arguments)
+    except ValueError as problem:  # a number or a text that no field can hold
+        raise ConfigurationError(f"an option's value can't be used: {problem}") from problem
+
+
+def _fill(config: EnclaveConfig, arguments: argparse.Namespace) -> EnclaveConfig:
     config.logging_config.level = LoggingConfig.Level.Value(arguments.log_level)
     if arguments.log_directory:
         config.logging_config.log_directory = arguments.log_directory
     for pair in arguments.env:
-        name, _, value = pair.partition("=")
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--env {pair!r} is not NAME=VALUE")
         config.environment_variables.add(name=name, value=value)
     config.Extensions[extensions.server_address] = arguments.address
     config.Extensions[extensions.port] = arguments.port

@@ -136,8 +136,10 @@ class _GrpcApplicationBase(TrustedApplication):
                 self._serving.stop(self._plan.grace_seconds)
 
     def _outlive(self) -> None:
-        self._stop()
-        self.context.request_stop("the server's maximum lifetime is over")
+        try:
+            self._stop()
+        finally:
+            self.context.request_stop("the server's maximum lifetime is over")
 
     def _start(self, plan: ServerPlan, config: EnclaveConfig) -> Serving:
         if plan.workers > 1 and self.context.worker is None:

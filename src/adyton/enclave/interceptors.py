@@ -19,7 +19,7 @@ import grpc
 import grpc.aio
 
 from adyton.bundle.settings import LoggingSettings
-from adyton.enclave.logs import frames_of
+from adyton.enclave.logs import log_uncaught
 from adyton.errors import AdytonError, StatusCode
 
 _log = logging.getLogger("adyton.rpc")
@@ -31,13 +31,11 @@ _TOO_LONG = (grpc.StatusCode.DEADLINE_EXCEEDED, "the RPC took longer than this s
 Behavior = Callable[[Any, Any], Any]
 
 
-def _answer_for(error: Exception, method: str, logging_settings: LoggingSettings) -> tuple[grpc.StatusCode, str]:
+def _answer_for(error: BaseException, method: str, logging_settings: LoggingSettings) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, AdytonError):
         return GRPC_CODES[error.status], error.message
-    extra = {"rpc": method, "exception": type(error).__name__, "frames": frames_of(error)}
-    if logging_settings.exception_messages:
-        extra["exception_message"] = str(error)
-    _log.error("uncaught exception in a servicer", extra=extra)
+    messages = logging_settings.exception_messages
+    log_uncaught(_log, "uncaught exception in a servicer", error, messages=messages, rpc=method)
     return GRPC_CODES[StatusCode.INTERNAL], f"uncaught {type(error).__name__}"
 
 
@@ -127,7 +125,7 @@ class _Guard:
         if self._interceptor.timer is not None:
             self._interceptor.timer.end(self)
         answer = None
-        if isinstance(error, Exception) and not _is_abort(error, self._context):
+        if error is not None and not isinstance(error, GeneratorExit) and not _is_abort(error, self._context):
             answer = _answer_for(error, self._method, self._interceptor.logging_settings)
         if self._interceptor.logging_settings.access:
             unsaid = grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN
@@ -166,9 +164,14 @@ class GuardInterceptor(grpc.ServerInterceptor):
 
 
 def _is_abort(error: BaseException, context: Any) -> bool:
-    """Whether context.abort() raised it: a bare Exception, or AbortError for a blocking handler on asyncio."""
+    """Whether it is how gRPC ends a handler.
+
+    context.abort() raises a bare Exception, or AbortError for a blocking handler on asyncio; reading a client that has
+    gone away raises RpcError.
+    """
     bare = type(error) is Exception and not error.args and _code_of(context) is not None
-    return bare or isinstance(error, grpc.aio.AbortError)
+    client_is_gone = isinstance(error, grpc.RpcError) and not context.is_active()
+    return bare or client_is_gone or isinstance(error, grpc.aio.AbortError)
 
 
 class AioGuardInterceptor(grpc.aio.ServerInterceptor):
@@ -214,10 +217,10 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
             async with limit:
                 yield
             code = _code_of(context) or grpc.StatusCode.OK
-        except grpc.aio.AbortError:
+        except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = _code_of(context) or code
             raise
-        except Exception as error:  # noqa: BLE001  whatever a servicer raises
+        except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the event loop
             code, message = _TOO_LONG if limit.expired() else _answer_for(error, method, self._logging)
             await context.abort(code, message)
         finally:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import enum
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from adyton.errors import WrongStateError
 
@@ -63,18 +61,17 @@ class LifeCycle:
         with self._changed:
             self._take(step)
 
-    @contextmanager
-    def call(self, step: Step) -> Iterator[None]:
-        """A call that may overlap with others, and that finalizing waits for."""
+    def begin(self, step: Step) -> None:
+        """As `take`, for a call that may overlap with others and that finalizing waits for: until `end`."""
         with self._changed:
             self._take(step)
             self._in_flight += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._in_flight -= 1
-                self._changed.notify_all()
+
+    def end(self) -> None:
+        """A call that began is over."""
+        with self._changed:
+            self._in_flight -= 1
+            self._changed.notify_all()
 
     def drain(self, timeout_seconds: float) -> int:
         """Wait until no call is in flight, or the time is over; how many still are."""

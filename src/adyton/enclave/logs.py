@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import traceback
 from datetime import UTC, datetime
+
+_log = logging.getLogger(__name__)
 
 #: Attributes of every LogRecord; whatever else a record has was given with `extra`, and is logged.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -40,6 +43,24 @@ def start_logging(level: int) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # gRPC logs a servicer's exception with its message, which may quote a request; interceptors.py logs it without.
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
+
+
+def log_uncaught(log: logging.Logger, what: str, error: BaseException, *, messages: bool, **extra: object) -> None:
+    """Log that nobody caught `error`: its type and where it was raised, and only if `messages` what it says."""
+    fields = {"exception": type(error).__name__, "frames": frames_of(error), **extra}
+    if messages:
+        fields["exception_message"] = str(error)
+    log.error(what, extra=fields)
+
+
+def log_threads_quietly(*, messages: bool) -> None:
+    """For exceptions that end a thread of the application: Python's own hook would print what they say."""
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is not None:
+            log_uncaught(_log, "uncaught exception in a thread", arguments.exc_value, messages=messages)
+
+    threading.excepthook = hook
 
 
 def frames_of(error: BaseException) -> str:

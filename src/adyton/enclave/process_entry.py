@@ -1,13 +1,15 @@
 """Where an enclave's interpreter begins when the operating system's process is the enclave, and a worker's too.
 
 The launcher's firmware has verified the bundle and starts this with one argument: a JSON object with `path` (added to
-sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or null, `device_fd`, `parent_pid` and `cpu`.
+sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or null, `device_fd`, `parent_pid`,
+`worker` (its number among the server processes of one enclave) and `cpu`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import io
 import json
 import logging
 import os
@@ -21,7 +23,7 @@ from typing import Any, NoReturn
 
 from adyton.bundle.lock import find_mismatches, parse_lock
 from adyton.bundle.settings import parse_settings
-from adyton.enclave.logs import start_logging
+from adyton.enclave.logs import log_threads_quietly, start_logging
 from adyton.enclave.runtime import Runtime
 from adyton.errors import ControlProtocolError
 from adyton.proto.control_server import ControlServer
@@ -56,19 +58,28 @@ def main(argument: str) -> NoReturn:
 def _serve(spec: dict[str, Any]) -> int:
     _shut_off(spec)
     start_logging(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what an application prints is seen when it is printed
     bundle = Path(spec["bundle"])
+    settings = parse_settings((bundle / "enclave.toml").read_bytes())
+    log_threads_quietly(messages=settings.logging.exception_messages)
     server: ControlServer
     runtime = Runtime(
-        settings=parse_settings((bundle / "enclave.toml").read_bytes()),
+        settings=settings,
         application_directory=bundle / "app",
         data_directory=Path(spec["data"]),
         device=_device(spec["device_fd"]),
+        worker=spec["worker"],
         request_stop=lambda reason: server.request_stop(reason),  # noqa: PLW0108  server comes below
     )
-    server = ControlServer(socket.socket(fileno=spec["control_fd"]), runtime.answer)
+    server = ControlServer(socket.socket(fileno=spec["control_fd"]), runtime.accept)
     mismatches = find_mismatches(parse_lock((bundle / "requirements.lock").read_bytes()), _installed_version)
     if mismatches:
-        server.refuse("other packages than locked: " + "; ".join(mismatches))
+        server.refuse(
+            "other packages than locked: "
+            + "; ".join(mismatches)
+            + " (pip install --require-hashes -r requirements.lock)"
+        )
         return EXIT_REFUSED
     threading.Thread(target=_leave_when_finalized, args=(runtime.finalized,), daemon=True).start()
     try:
@@ -86,11 +97,23 @@ def _shut_off(spec: dict[str, Any]) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if spec["parent_pid"] is not None and os.getppid() != spec["parent_pid"]:
         os._exit(EXIT_HOST_GONE)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _do_nothing)  # and not SIG_IGN, which the application's children would inherit
+    os.register_at_fork(after_in_child=_hear_signals)
     if spec["cpu"] is not None:
         os.sched_setaffinity(0, {spec["cpu"]})  # before there is a second thread
     for descriptor in (spec["control_fd"], spec["device_fd"]):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    """Only the host ends an enclave, by finalizing it; a service manager may signal every process of a service."""
+
+
+def _hear_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _device(descriptor: int | None) -> SimulatedDevice | None:

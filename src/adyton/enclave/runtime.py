@@ -6,6 +6,7 @@ a folder with the verified bundle, and the device that makes evidence.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -22,12 +23,17 @@ from adyton.enclave.lifecycle import LifeCycle, Step
 from adyton.enclave.logs import start_logging
 from adyton.errors import AdytonError, ApplicationError, ConfigurationError, StatusCode, WrongStateError
 from adyton.proto import control_pb2
+from adyton.proto.control_server import Send
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
 from adyton.proto.messages import parse_message
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=Message)
+
+#: Requests of which any number may be in flight, and those that are alone in their state.
+_OVERLAPPING = {"run": Step.RUN, "collect_evidence": Step.COLLECT_EVIDENCE}
+_ALONE = {"initialize": Step.INITIALIZE, "finalize": Step.FINALIZE}
 
 
 class Runtime:
@@ -40,6 +46,7 @@ class Runtime:
         application_directory: Path,
         data_directory: Path,
         device: Device | None,
+        worker: int | None = None,
         request_stop: Callable[[str], None],
     ) -> None:
         self.finalized = threading.Event()
@@ -47,13 +54,45 @@ class Runtime:
         self._application_directory = application_directory
         self._data_directory = data_directory
         self._device = device
+        self._worker = worker
         self._request_stop = request_stop
         self._life = LifeCycle()
         self._application: TrustedApplication | None = None
 
-    def answer(self, request: control_pb2.Request) -> control_pb2.Reply:
-        """Carry a request out. Whatever happens becomes the reply's status; nothing is raised."""
+    def accept(self, request: control_pb2.Request) -> Callable[[Send], None]:
+        """Take the step in the life cycle that a request means, or refuse it; the result carries it out and replies.
+
+        So the order in which requests arrive is the order of their steps, whichever thread is faster afterwards.
+        """
         call = request.WhichOneof("call") or "nothing"
+        try:
+            if call in _OVERLAPPING:
+                self._life.begin(_OVERLAPPING[call])
+            elif call in _ALONE:
+                self._life.take(_ALONE[call])
+            else:
+                raise ConfigurationError(f"this enclave does not know the request {call!r}")
+        except AdytonError as error:
+            wrong_state = isinstance(error, WrongStateError)
+            refusal = _refusal(error.status, error.message, wrong_state=wrong_state)
+            return lambda send: send(refusal)
+        return functools.partial(self._carry_out, call, request)
+
+    def answer(self, request: control_pb2.Request) -> control_pb2.Reply:
+        """Accept a request and carry it out at once."""
+        replies: list[control_pb2.Reply] = []
+        self.accept(request)(replies.append)
+        return replies[0]
+
+    def _carry_out(self, call: str, request: control_pb2.Request, send: Send) -> None:
+        try:
+            send(self._outcome(call, request))
+        finally:
+            if call in _OVERLAPPING:
+                self._life.end()  # after the reply: what finalizing waits for is that the host has it
+
+    def _outcome(self, call: str, request: control_pb2.Request) -> control_pb2.Reply:
+        """Whatever happens becomes the reply's status; nothing is raised."""
         try:
             return self._attempt(call, request)
         except BaseException as error:  # noqa: BLE001  whatever an application raises, the host gets an answer
@@ -61,34 +100,24 @@ class Runtime:
             return _refusal(StatusCode.INTERNAL, f"uncaught {type(error).__name__} in {call}")
 
     def _attempt(self, call: str, request: control_pb2.Request) -> control_pb2.Reply:
+        actions: dict[str, Callable[[], bytes]] = {
+            "initialize": lambda: self._initialize(request.initialize),
+            "run": lambda: self._run(request.run.input),
+            "collect_evidence": lambda: self._collect_evidence(request.collect_evidence.report_data),
+            "finalize": lambda: self._finalize(request.finalize),
+        }
         try:
-            return control_pb2.Reply(status=control_pb2.Status(), result=self._dispatch(call, request))
-        except WrongStateError as error:
-            return _refusal(error.status, str(error), wrong_state=True)
+            return control_pb2.Reply(status=control_pb2.Status(), result=actions[call]())
         except AdytonError as error:
             return _refusal(error.status, error.message)
 
-    def _dispatch(self, call: str, request: control_pb2.Request) -> bytes:
-        match call:
-            case "initialize":
-                return self._initialize(request.initialize)
-            case "run":
-                return self._run(request.run.input)
-            case "collect_evidence":
-                return self._collect_evidence(request.collect_evidence.report_data)
-            case "finalize":
-                return self._finalize(request.finalize)
-        raise ConfigurationError(f"this enclave does not know the request {call!r}")
-
     def _initialize(self, call: control_pb2.Initialize) -> bytes:
-        self._life.take(Step.INITIALIZE)
         try:
             self._prepare(_parse(EnclaveConfig, call.config))
             self._application = application = self._load_application()
             application.context = self._context(call)
-            application.initialize(
-                _parse(EnclaveConfig, call.config)
-            )  # again: the application's extensions are known now
+            config = _parse(EnclaveConfig, call.config)  # again: the application's extensions are known now
+            application.initialize(config)
         except BaseException:
             self._life.take(Step.INITIALIZE_FAILED)
             raise
@@ -113,7 +142,13 @@ class Runtime:
 
     def _load_application(self) -> TrustedApplication:
         module, _, name = self._settings.application.partition(":")
-        kind = getattr(importlib.import_module(module), name)
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as problem:
+            _log.exception("the application can't be imported")
+            raise ConfigurationError(
+                f"application {self._settings.application!r} can't be imported: {problem}"
+            ) from problem
         if not (isinstance(kind, type) and issubclass(kind, TrustedApplication)):
             raise ConfigurationError(f"{self._settings.application} is not a TrustedApplication")
         return kind()
@@ -125,28 +160,25 @@ class Runtime:
             application_directory=self._application_directory,
             data_directory=self._data_directory,
             device=self._device,
-            worker=call.worker.index if call.HasField("worker") else None,
+            worker=self._worker,
             request_stop=self._request_stop,
         )
 
     def _run(self, data: bytes) -> bytes:
-        with self._life.call(Step.RUN):
-            assert self._application is not None
-            output = self._application.run(_parse(EnclaveInput, data))
-            if not isinstance(output, EnclaveOutput | None):
-                raise TypeError(f"run returned {type(output).__name__}")
-            return b"" if output is None else output.SerializeToString()
+        assert self._application is not None
+        output = self._application.run(_parse(EnclaveInput, data))
+        if not isinstance(output, EnclaveOutput | None):
+            raise TypeError(f"run returned {type(output).__name__}")
+        return b"" if output is None else output.SerializeToString()
 
     def _collect_evidence(self, report_data: bytes) -> bytes:
-        with self._life.call(Step.COLLECT_EVIDENCE):
-            if len(report_data) != 64:
-                raise ApplicationError(StatusCode.INVALID_ARGUMENT, "report_data has 64 bytes")
-            if self._device is None:
-                raise ApplicationError(StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
-            return self._device.collect_evidence(report_data)
+        if len(report_data) != 64:
+            raise ApplicationError(StatusCode.INVALID_ARGUMENT, "report_data has 64 bytes")
+        if self._device is None:
+            raise ApplicationError(StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
+        return self._device.collect_evidence(report_data)
 
     def _finalize(self, call: control_pb2.Finalize) -> bytes:
-        self._life.take(Step.FINALIZE)
         try:
             assert self._application is not None
             final = _parse(EnclaveFinal, call.final)

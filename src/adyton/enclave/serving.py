@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import threading
@@ -19,10 +20,15 @@ from grpc_reflection.v1alpha import reflection
 
 from adyton.bundle.settings import ServerSettings, Settings
 from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
+from adyton.enclave.logs import log_uncaught
 from adyton.errors import ApplicationError, StatusCode
 
 T = TypeVar("T")
 START_SECONDS = 30.0
+#: What an event loop gets beyond the grace to end its server.
+BLOCKED_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 class Serving(Protocol):
@@ -177,6 +183,8 @@ class AioServing:
         listen: Listen,
     ) -> None:
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(self._log_uncaught)
+        self._messages = settings.logging.exception_messages
         threading.Thread(target=self._loop.run_forever, name="rpc-loop", daemon=True).start()
         self._health = health.aio.HealthServicer()
         self._server: Any = None
@@ -201,13 +209,26 @@ class AioServing:
         self._run(start(), START_SECONDS)
 
     def stop(self, grace_seconds: float) -> None:
-        """As Serving says. A handler still running after its time gets CancelledError."""
+        """As Serving says. A handler still running after its time gets CancelledError.
+
+        One that blocks the loop can't, and is not waited for either: the process is about to end.
+        """
 
         async def stop() -> None:
             await self._health.enter_graceful_shutdown()
             await self._server.stop(grace_seconds)
 
-        self._run(stop(), grace_seconds + START_SECONDS)
+        try:
+            self._run(stop(), grace_seconds + BLOCKED_SECONDS)
+        except TimeoutError:
+            _log.warning("the event loop is blocked; its handlers are not waited for")
+
+    def _log_uncaught(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody awaited. asyncio's own handler would log messages, which may quote a request."""
+        if isinstance(error := context.get("exception"), BaseException):
+            log_uncaught(_log, "uncaught exception in the event loop", error, messages=self._messages)
+        else:
+            _log.error("the event loop complains")
 
     def _run(self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_seconds)

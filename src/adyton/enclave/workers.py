@@ -7,6 +7,7 @@ and is their host: it speaks the control protocol to each. A worker that dies is
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ class _Worker:
     index: int
     process: subprocess.Popen[bytes]
     control: ControlClient
+    gone: Future[None]
 
 
 class WorkerPool:
@@ -57,23 +60,21 @@ class WorkerPool:
         self._config.Extensions[extensions.port] = self.port
         self._config.Extensions[extensions.workers] = workers
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS_A_MINUTE)
-        self._serving = False
+        self._stopping = False
         self._workers: dict[int, _Worker] = {}
         self._orders: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._started: queue.SimpleQueue[AdytonError | None] = queue.SimpleQueue()
+        started: Future[None] = Future()
         # One thread starts every worker and lives as long as the enclave: the kernel ends a worker with its starter.
-        threading.Thread(target=self._tend, name="workers", daemon=True).start()
-        for index in range(workers):
-            self._orders.put(index)
-        failures = [failure for _ in range(workers) if (failure := self._started.get()) is not None]
-        self._serving = not failures
-        if failures:
+        threading.Thread(target=self._tend, args=(range(workers), started), name="workers", daemon=True).start()
+        try:
+            started.result()
+        except BaseException:
             self._end()
-            raise failures[0]
+            raise
 
     def stop(self, grace_seconds: float) -> None:
         """Finalize every worker at once; those that do not end in time are killed."""
-        self._serving = False
+        self._stopping = True
         workers = list(self._workers.values())
         calls = [worker.control.call(_finalize(grace_seconds)) for worker in workers]
         until = time.monotonic() + grace_seconds + 5
@@ -83,6 +84,7 @@ class WorkerPool:
         self._end()
 
     def _end(self) -> None:
+        self._stopping = True
         self._orders.put(None)
         for worker in list(self._workers.values()):
             worker.process.kill()
@@ -90,66 +92,77 @@ class WorkerPool:
             worker.process.wait()
         self._reservation.close()
 
-    def _tend(self) -> None:
+    def _tend(self, indices: range, started: Future[None]) -> None:
+        """Start the workers, then one for each that died, until the end."""
+        try:
+            self._start(indices)
+        except BaseException as problem:  # noqa: BLE001  it belongs to whoever waits
+            started.set_exception(problem)
+            return
+        started.set_result(None)
         while (index := self._orders.get()) is not None:
-            if index in self._workers:
-                self._workers.pop(index).control.close()
-            failure: AdytonError | None = None
             try:
-                self._workers[index] = self._start(index)
-            except AdytonError as problem:
-                failure = problem
-            except OSError as problem:
-                failure = ApplicationError(StatusCode.INTERNAL, f"worker {index} did not start: {problem}")
-            if not self._serving:
-                self._started.put(failure)
-            elif failure is not None:
-                self._context.request_stop(f"a worker could not be replaced: {failure}")
+                self._workers.pop(index).control.close()
+                self._start([index])
+            except Exception as problem:  # noqa: BLE001  this thread must not end
+                _log.exception("a worker could not be replaced")
+                self._context.request_stop(f"a worker could not be replaced: {type(problem).__name__}")
 
-    def _start(self, index: int) -> _Worker:
+    def _start(self, indices: Iterable[int]) -> None:
+        """Start one worker for each index, side by side, and wait until all of them serve."""
+        fresh = [self._spawn(index) for index in indices]
+        until = time.monotonic() + START_SECONDS
+        try:
+            for worker in fresh:
+                worker.control.ready.result(max(0.0, until - time.monotonic()))
+            calls = [worker.control.call(self._initialize(worker.index)) for worker in fresh]
+            for call in calls:
+                call.result(max(0.0, until - time.monotonic()))
+        except FutureTimeoutError as problem:
+            raise ApplicationError(StatusCode.INTERNAL, "a worker did not start in time") from problem
+        for worker in fresh:
+            worker.gone.add_done_callback(functools.partial(self._replace, worker.index))
+
+    def _spawn(self, index: int) -> _Worker:
         mine, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(theirs)
+            on_failure = stack.enter_context(contextlib.ExitStack())
+            on_failure.callback(mine.close)
             process = subprocess.Popen(
-                _command(theirs.fileno(), _cpu(index)),
+                _command(theirs.fileno(), index),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
             )
-        gone: Future[int] = Future()
-        control = ControlClient(mine, explain=lambda problem: self._explain(index, process, problem, gone))
-        slot = control_pb2.Worker(index=index)
+            on_failure.pop_all()
+        gone: Future[None] = Future()
+        control = ControlClient(mine, explain=functools.partial(_explain, process, gone))
+        self._workers[index] = worker = _Worker(index=index, process=process, control=control, gone=gone)
+        return worker
+
+    def _initialize(self, index: int) -> control_pb2.Request:
         name = f"{self._context.name}/{index}"
-        call = control_pb2.Initialize(config=self._config.SerializeToString(), name=name, worker=slot)
-        try:
-            control.ready.result(START_SECONDS)
-            control.call(control_pb2.Request(initialize=call)).result(START_SECONDS)
-        except (AdytonError, FutureTimeoutError) as problem:
-            process.kill()
-            control.close()
-            if isinstance(problem, AdytonError):
-                raise
-            raise ApplicationError(StatusCode.INTERNAL, f"worker {index} did not start in time") from problem
-        gone.add_done_callback(lambda _: self._replace(index))
-        return _Worker(index=index, process=process, control=control)
+        call = control_pb2.Initialize(config=self._config.SerializeToString(), name=name)
+        return control_pb2.Request(initialize=call)
 
-    def _explain(
-        self, index: int, process: subprocess.Popen[bytes], problem: AdytonError | None, gone: Future[int]
-    ) -> AdytonError:
-        process.kill()
-        status = process.wait()
-        gone.set_result(status)
-        return problem or EnclaveDiedError(f"worker {index} ended with {status}", exit_status=status)
-
-    def _replace(self, index: int) -> None:
-        if not self._serving:
+    def _replace(self, index: int, _: Future[None]) -> None:
+        if self._stopping:
             return
         now = time.monotonic()
-        _log.error("a worker died; another takes its place", extra={"worker": index})
         self._deaths.append(now)
         if len(self._deaths) == MAX_DEATHS_A_MINUTE and now - self._deaths[0] < 60:
             self._context.request_stop(f"{MAX_DEATHS_A_MINUTE} workers died within a minute")
             return
+        _log.error("a worker died; another takes its place", extra={"worker": index})
         self._orders.put(index)
+
+
+def _explain(process: subprocess.Popen[bytes], gone: Future[None], problem: AdytonError | None) -> AdytonError:
+    process.kill()
+    status = process.wait()
+    gone.set_result(None)
+    return problem or EnclaveDiedError(f"a worker ended with {status}", exit_status=status)
 
 
 def _reserve(address: str, port: int) -> socket.socket:
@@ -163,10 +176,16 @@ def _reserve(address: str, port: int) -> socket.socket:
         raise cannot_bind(address, port) from problem
 
 
-def _command(control_fd: int, cpu: int) -> list[str]:
+def _command(control_fd: int, index: int) -> list[str]:
     """This very interpreter's command line, with another control connection, no device, and this process as parent."""
     spec = json.loads(sys.orig_argv[-1])
-    spec |= {"control_fd": control_fd, "device_fd": None, "parent_pid": os.getpid(), "cpu": cpu}
+    spec |= {
+        "control_fd": control_fd,
+        "device_fd": None,
+        "parent_pid": os.getpid(),
+        "worker": index,
+        "cpu": _cpu(index),
+    }
     return [sys.executable, *sys.orig_argv[1:-1], json.dumps(spec)]
 
 

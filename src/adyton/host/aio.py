@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from adyton.errors import AdytonError, DeadlineError
+from adyton.errors import AdytonError, DeadlineError, EnclaveDiedError
 from adyton.host import manager
 from adyton.host.bundles import Bundle
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
@@ -48,19 +50,28 @@ class EnclaveClient:
         """The last lines that the enclave logged, oldest first."""
         return self._client.log_tail()
 
-    async def destroy(
-        self, final: EnclaveFinal | None = None, *, timeout_seconds: float = manager.DESTROY_SECONDS
-    ) -> None:
+    async def destroy(self, final: EnclaveFinal | None = None, *, timeout_seconds: float | None = None) -> None:
         """As adyton.EnclaveClient.destroy. It goes on if the task is cancelled."""
         work = asyncio.to_thread(self._client.destroy, final, timeout_seconds=timeout_seconds)
         await asyncio.shield(asyncio.ensure_future(work))
 
     async def _wait(self, future: Future[T], timeout_seconds: float, what: str) -> T:
+        waiting = asyncio.wrap_future(future)
+        waiting.add_done_callback(_retrieve)
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await asyncio.shield(asyncio.wrap_future(future))
+                return await asyncio.shield(waiting)
+        except EnclaveDiedError:
+            self._client.death_was_told = True
+            raise
         except TimeoutError:
             raise DeadlineError(f"enclave {self.name!r}: {what} was not answered in {timeout_seconds:.1f} s") from None
+
+
+def _retrieve(future: asyncio.Future[T]) -> None:
+    """So that asyncio does not complain of an error that nobody waited for any more."""
+    if not future.cancelled():
+        future.exception()
 
 
 class EnclaveManager:
@@ -91,13 +102,16 @@ class EnclaveManager:
         timeout_seconds: float = manager.LOAD_SECONDS,
     ) -> EnclaveClient:
         """As adyton.EnclaveManager.load. A task that is cancelled meanwhile leaves no enclave behind."""
-        work = asyncio.ensure_future(
-            asyncio.to_thread(self._manager.load, name, target, config, on=on, timeout_seconds=timeout_seconds)
-        )
+        loading = _Loading()
         try:
-            return EnclaveClient(await asyncio.shield(work))
+            return EnclaveClient(
+                await asyncio.to_thread(
+                    loading.run,
+                    lambda: self._manager.load(name, target, config, on=on, timeout_seconds=timeout_seconds),
+                )
+            )
         except asyncio.CancelledError:
-            work.add_done_callback(_destroy_unwanted)
+            loading.abandon()
             raise
 
     async def close(self) -> None:
@@ -105,6 +119,28 @@ class EnclaveManager:
         await asyncio.to_thread(self._manager.close)
 
 
-def _destroy_unwanted(work: asyncio.Future[manager.EnclaveClient]) -> None:
-    if not work.cancelled() and work.exception() is None:
-        work.get_loop().run_in_executor(None, work.result().destroy)
+class _Loading:
+    """A load in a thread, whose result may have become unwanted: then it is destroyed, in a thread too."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._abandoned = False
+        self._client: manager.EnclaveClient | None = None
+
+    def run(self, load: Callable[[], manager.EnclaveClient]) -> manager.EnclaveClient:
+        """In the thread: load, and destroy again if nobody waits any more."""
+        client = load()
+        with self._guard:
+            self._client = client
+            abandoned = self._abandoned
+        if abandoned:
+            client.destroy()
+        return client
+
+    def abandon(self) -> None:
+        """In the event loop: nobody waits any more."""
+        with self._guard:
+            self._abandoned = True
+            client = self._client
+        if client is not None:
+            threading.Thread(target=client.destroy).start()

@@ -60,7 +60,11 @@ class Bundle:
     @classmethod
     def of(cls, target: Path) -> Bundle:
         """What a user points at: a project's folder is built, a file is read."""
-        return cls.build(target) if target.is_dir() else cls.load(target)
+        try:
+            is_project = target.is_dir()
+        except OSError as problem:
+            raise ConfigurationError(f"can't read {target}: {problem.strerror}") from problem
+        return cls.build(target) if is_project else cls.load(target)
 
     @classmethod
     def build(cls, project: Path) -> Bundle:
@@ -68,11 +72,18 @@ class Bundle:
         settings_text = _read(project / SETTINGS, MAX_BYTES)
         settings = parse_settings(settings_text)
         files = {SETTINGS: settings_text, LOCK: _read(project / LOCK, MAX_BYTES)}
+        if missing := {each.name for each in parse_lock(runtime_lock())} - {
+            each.name for each in parse_lock(files[LOCK])
+        }:
+            raise ConfigurationError(f"{LOCK} lacks what Adyton's runtime needs: {', '.join(sorted(missing))}")
         for name, path in _application_files(project, settings):
             files[f"app/{name}"] = _read(path, MAX_BYTES)
         for name, path in _runtime_files():
             files[f"runtime/adyton/{name}"] = _read(path, MAX_BYTES)
-        return cls.parse(encode_archive(files))
+        try:
+            return cls.parse(encode_archive(files))
+        except BundleError as problem:  # too many files, too long a name: the project's, not somebody's forgery
+            raise ConfigurationError(f"{project} can't be a bundle: {problem.message}") from problem
 
     def measurements(self) -> dict[str, object]:
         """The content of measurements.json: reference values, one entry a technology that this bundle runs on."""
@@ -127,7 +138,7 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as source:
             data = source.read(limit + 1)
     except OSError as problem:
-        mend = "`adyton init` makes a project that has it" if path.name in (SETTINGS, LOCK) else ""
+        mend = "a project that `adyton init` makes has one" if path.name in (SETTINGS, LOCK) else ""
         raise ConfigurationError(f"can't read {path}: {problem.strerror}", mend=mend) from problem
     if len(data) > limit:
         raise ConfigurationError(f"{path} is larger than {limit} bytes")

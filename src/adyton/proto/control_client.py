@@ -16,7 +16,15 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from adyton.errors import AdytonError, ApplicationError, ControlProtocolError, LaunchError, StatusCode, WrongStateError
+from adyton.errors import (
+    AdytonError,
+    ApplicationError,
+    ConfigurationError,
+    ControlProtocolError,
+    LaunchError,
+    StatusCode,
+    WrongStateError,
+)
 from adyton.proto import control_pb2
 from adyton.proto.frames import Stream, encode_frame, read_frame
 from adyton.proto.messages import parse_message
@@ -47,17 +55,32 @@ class ControlClient:
             thread.start()
 
     def call(self, request: control_pb2.Request) -> Future[bytes]:
-        """Send `request` (its id is set here); the future gives the reply's result or raises what the enclave said."""
+        """Send `request` (its id is set here); the future gives the reply's result or raises what the enclave said.
+
+        Raises ConfigurationError for a request that is longer than a frame can be.
+        """
         future: Future[bytes] = Future()
         with self._lock:
             if self._ended is not None:
                 future.set_exception(self._ended)
                 return future
             request.id = next(self._ids)
-            frame = encode_frame(request.SerializeToString())
+            try:
+                frame = encode_frame(request.SerializeToString())
+            except ControlProtocolError as problem:
+                raise ConfigurationError(problem.message) from problem
             self._waiting[request.id] = future
             self._outgoing.put(frame)  # under the lock, so that ids arrive in order
         return future
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the connection is over, so that every call fails."""
+        return self._ended is not None
+
+    def runs_this_thread(self) -> bool:
+        """Whether the caller is a callback of one of this connection's futures: it must not wait for another one."""
+        return threading.current_thread() in self._threads
 
     def close(self) -> None:
         """End the connection; the enclave's runtime takes that as its host's death and exits."""

@@ -65,48 +65,23 @@ class Initialize(_message.Message):
 
     CONFIG_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
-    WORKER_FIELD_NUMBER: _builtins.int
     config: _builtins.bytes
     """An adyton.EnclaveConfig as bytes: it is parsed when the application's own extensions are known."""
     name: _builtins.str
     """The enclave's name, for its log."""
-    @_builtins.property
-    def worker(self) -> Global___Worker:
-        """Set where this process is one of several servers of one enclave."""
-
     def __init__(
         self,
         *,
         config: _builtins.bytes | None = ...,
         name: _builtins.str | None = ...,
-        worker: Global___Worker | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "name", b"name", "worker", b"worker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "name", b"name", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Initialize: _TypeAlias = Initialize  # noqa: Y015
-
-@_typing.final
-class Worker(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    INDEX_FIELD_NUMBER: _builtins.int
-    index: _builtins.int
-    def __init__(
-        self,
-        *,
-        index: _builtins.int | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Worker: _TypeAlias = Worker  # noqa: Y015
 
 @_typing.final
 class Run(_message.Message):

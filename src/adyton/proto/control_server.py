@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,22 +16,25 @@ from adyton.proto.control_client import PROTOCOL_VERSION
 from adyton.proto.frames import Stream, encode_frame, read_frame
 from adyton.proto.messages import parse_message
 
-#: Calls that run at once; more wait, and beyond MAX_CALLS they are refused.
-MAX_CALLS_AT_ONCE = 64
-MAX_CALLS = 1000
+#: Calls that one host may have in flight; one more is RESOURCE_EXHAUSTED.
+MAX_CALLS = 256
 
-Handler = Callable[[control_pb2.Request], control_pb2.Reply]
+#: Gives the reply to the host.
+Send = Callable[[control_pb2.Reply], None]
+#: What a request leads to. Called in the order in which requests arrive; what it returns carries the request out, in
+#: whichever thread, and sends one reply. Neither raises.
+Accept = Callable[[control_pb2.Request], Callable[[Send], None]]
 
 
 class ControlServer:
-    """Serves one host over one stream. `handler` answers a request; it never raises."""
+    """Serves one host over one stream."""
 
-    def __init__(self, stream: Stream, handler: Handler) -> None:
+    def __init__(self, stream: Stream, accept: Accept) -> None:
         self._stream = stream
-        self._handler = handler
+        self._accept = accept
         self._sending = threading.Lock()
         self._free = threading.BoundedSemaphore(MAX_CALLS)
-        self._pool = ThreadPoolExecutor(MAX_CALLS_AT_ONCE, "control")
+        self._pool = ThreadPoolExecutor(MAX_CALLS, "control")
 
     def refuse(self, reason: str) -> None:
         """Tell the host why nothing starts here."""
@@ -59,9 +63,11 @@ class ControlServer:
 
     def _begin(self, request: control_pb2.Request) -> None:
         if request.HasField("finalize"):  # not behind calls that are stuck
-            threading.Thread(target=self._answer, args=(request,), name="control-finalize", daemon=True).start()
+            work, send = self._accept(request), functools.partial(self._reply, request)
+            threading.Thread(target=work, args=(send,), name="control-finalize", daemon=True).start()
         elif self._free.acquire(blocking=False):
-            self._pool.submit(self._answer, request).add_done_callback(lambda _: self._free.release())
+            done = self._pool.submit(self._accept(request), functools.partial(self._reply, request))
+            done.add_done_callback(lambda _: self._free.release())
         else:
             self._refuse(request, f"{MAX_CALLS} calls are in flight")
 
@@ -70,8 +76,7 @@ class ControlServer:
             return read_frame(self._stream)
         return None
 
-    def _answer(self, request: control_pb2.Request) -> None:
-        reply = self._handler(request)
+    def _reply(self, request: control_pb2.Request, reply: control_pb2.Reply) -> None:
         reply.id = request.id
         try:
             self._send(control_pb2.FromEnclave(reply=reply))

@@ -26,7 +26,9 @@ EXIT_NOT_THE_BUNDLE = 81
 EXIT_NO_ROOM = 82
 EXIT_NOT_HARDENED = 83
 
+#: prctl(PR_SET_DUMPABLE, 0) again, and first of all: the exec has undone it.
 _START = (
+    "import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); "
     "import json, sys; sys.path += json.loads(sys.argv[1])['path']; "
     "from adyton.enclave.process_entry import main; main(sys.argv[1])"
 )
@@ -97,7 +99,7 @@ def _confine(spec: dict[str, Any], directory: Path) -> None:
         allowed.append((str(directory / "data"), hardening.EVERYTHING & ~hardening.EXECUTE))
         hardening.restrict_files(allowed, outbound=spec["outbound"])
     if spec["seccomp"]:
-        hardening.refuse_system_calls()
+        hardening.refuse_system_calls(outbound=spec["outbound"])
 
 
 def _become_the_enclave(spec: dict[str, Any], directory: Path) -> NoReturn:
@@ -109,6 +111,7 @@ def _become_the_enclave(spec: dict[str, Any], directory: Path) -> NoReturn:
         "control_fd": spec["control_fd"],
         "device_fd": spec["device_fd"],
         "parent_pid": spec["parent_pid"],
+        "worker": None,
         "cpu": None,
     }
     environment = {"LANG": "C.UTF-8", "HOME": str(data), "TMPDIR": str(data / "tmp"), "PATH": "/usr/bin:/bin"}

@@ -15,6 +15,7 @@ import signal
 import stat
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -140,7 +141,9 @@ REFUSED_CALLS: dict[str, tuple[int, int]] = {
     "open_tree": (428, 428),
     "move_mount": (429, 429),
     "fsopen": (430, 430),
+    "fsconfig": (431, 431),
     "fsmount": (432, 432),
+    "fspick": (433, 433),
     "mount_setattr": (442, 442),
     "setns": (308, 268),
     "unshare": (272, 97),
@@ -164,11 +167,34 @@ REFUSED_CALLS: dict[str, tuple[int, int]] = {
     "settimeofday": (164, 170),
     "clock_settime": (227, 112),
     "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "clock_adjtime": (305, 266),
+    "adjtimex": (159, 171),
     "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
 }
-_CLONE, _CLONE3 = (56, 220), 435
+_CLONE3 = 435
+
+
+@dataclass(frozen=True, slots=True)
+class _RefusedArgument:
+    """A call that is refused for what one of its arguments is: any of `bits`, or exactly `value`."""
+
+    numbers: tuple[int, int]
+    index: int
+    bits: int = 0
+    value: int = 0
+
+
 #: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET: linux/sched.h.
-_NEW_NAMESPACES = 0x7E020000
+REFUSED_NAMESPACES = {"clone": _RefusedArgument((56, 220), 0, bits=0x7E020000)}
+#: Ways to open a TCP connection that Landlock does not see: IPPROTO_MPTCP, and MSG_FASTOPEN.
+REFUSED_CONNECTIONS = {
+    "socket": _RefusedArgument((41, 198), 2, value=262),
+    "sendto": _RefusedArgument((44, 206), 3, bits=0x20000000),
+    "sendmsg": _RefusedArgument((46, 211), 2, bits=0x20000000),
+    "sendmmsg": _RefusedArgument((307, 269), 3, bits=0x20000000),
+}
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_CALLS = 0x40000000
 
@@ -181,39 +207,40 @@ def seccomp_is_possible() -> bool:
     return ctypes.get_errno() == errno.EFAULT  # a kernel without filters says EINVAL
 
 
-def refuse_system_calls() -> None:
-    """seccomp: REFUSED_CALLS and clone with a new namespace answer EPERM; another architecture's calls end the process.
+def refuse_system_calls(*, outbound: bool) -> None:
+    """seccomp: REFUSED_CALLS, new namespaces, and unless `outbound` REFUSED_CONNECTIONS, answer EPERM from now on.
 
-    clone3 has its flags where a filter can't look. It answers ENOSYS, and the C library takes clone instead.
+    Another architecture's calls end the process. clone3 has its flags where a filter can't look: it answers ENOSYS, and
+    the C library takes clone instead.
     """
-    index = int(platform.machine() == "aarch64")
-    refused = [numbers[index] for numbers in REFUSED_CALLS.values()]
-    program = _filter(_AUDIT_ARCH[platform.machine()], refused, _CLONE[index])
+    column = int(platform.machine() == "aarch64")
+    refused = [numbers[column] for numbers in REFUSED_CALLS.values()]
+    arguments = [*REFUSED_NAMESPACES.values(), *(() if outbound else REFUSED_CONNECTIONS.values())]
+    program = _filter(_AUDIT_ARCH[platform.machine()], refused, [(each.numbers[column], each) for each in arguments])
     buffer = ctypes.create_string_buffer(program, len(program))
     descriptor = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     _checked(_libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), descriptor, 0, 0), "PR_SET_SECCOMP")
 
 
-def _filter(architecture: int, refused: list[int], clone: int) -> bytes:
+def _filter(architecture: int, refused: list[int], arguments: list[tuple[int, _RefusedArgument]]) -> bytes:
     """A BPF program (linux/filter.h, linux/seccomp.h) over struct seccomp_data: number, architecture, …, arguments."""
     load, jump_equal, jump_at_least, jump_any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    number_at, architecture_at, first_argument_at = 0, 4, 16
+    number_at, architecture_at, arguments_at = 0, 4, 16
     kill, allow, error = 0x80000000, 0x7FFF0000, 0x00050000
 
     def step(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
         return struct.pack("=HBBI", code, then, otherwise, value)
 
     def refuse_if(code: int, value: int, number: int = errno.EPERM) -> list[bytes]:
-        return [step(code, value, then=0, otherwise=1), step(give, error | number)]
+        return [step(code, value, otherwise=1), step(give, error | number)]
 
     program = [step(load, architecture_at), step(jump_equal, architecture, then=1), step(give, kill)]
-    program += [
-        step(load, number_at),
-        *refuse_if(jump_at_least, _X32_CALLS),
-        *refuse_if(jump_equal, _CLONE3, errno.ENOSYS),
-    ]
+    program += [step(load, number_at), *refuse_if(jump_at_least, _X32_CALLS)]
+    program += refuse_if(jump_equal, _CLONE3, errno.ENOSYS)
     for number in refused:
         program += refuse_if(jump_equal, number)
-    program += [step(jump_equal, clone, otherwise=3), step(load, first_argument_at)]
-    program += [*refuse_if(jump_any_bit, _NEW_NAMESPACES), step(give, allow)]
-    return b"".join(program)
+    for number, argument in arguments:
+        test = refuse_if(jump_any_bit, argument.bits) if argument.bits else refuse_if(jump_equal, argument.value)
+        body = [step(load, arguments_at + 8 * argument.index), *test, step(give, allow)]
+        program += [step(jump_equal, number, otherwise=len(body)), *body]
+    return b"".join([*program, step(give, allow)])

@@ -32,8 +32,11 @@ class LaunchedEnclave(Protocol):
     def address_of(self, port: int) -> str:
         """Where a client on the host reaches what listens on `port` inside, as gRPC writes it."""
 
-    def explain(self) -> AdytonError:
-        """Why the enclave is gone, with its exit status and last log lines. Ends it first if it is not gone."""
+    def explain(self, *, started: bool) -> AdytonError:
+        """Why the enclave is gone, with its exit status and last log lines. Ends it first if it is not gone.
+
+        `started`: whether its runtime had said Ready; from then on its exit status is what untrusted code chose.
+        """
 
     def log_tail(self) -> tuple[str, ...]:
         """The last lines that it logged, oldest first."""

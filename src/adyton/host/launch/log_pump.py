@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import threading
 from collections import deque
@@ -11,6 +12,8 @@ from typing import IO
 
 from adyton.errors import LaunchError
 
+#: Control characters but tab and line feed, C1 in UTF-8 among them.
+_TERMINAL_OBEYS = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
 KEPT_LINES = 100
 MAX_LINE_BYTES = 16 * 1024
 
@@ -22,14 +25,13 @@ class LogPump:
     """
 
     def __init__(self, pipes: dict[IO[bytes], int | None], log_file: int | None) -> None:
-        """`pipes`: what to read, each with a descriptor to copy it to. The pump closes the pipes and `log_file`.
+        """`pipes`: what to read, each with a descriptor to copy it to. The pump closes the pipes.
 
         The copies go through duplicates: the host may close its descriptors, whose numbers then become other files'.
         """
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._log_file = log_file
-        self._sinks = {pipe.fileno(): [_duplicate(copy), log_file] for pipe, copy in pipes.items()}
-        self._copies = [copy for copy, _ in self._sinks.values() if copy is not None]
+        self._sinks = {pipe.fileno(): [_duplicate(copy), _duplicate(log_file)] for pipe, copy in pipes.items()}
+        self._copies = [each for sinks in self._sinks.values() for each in sinks if each is not None]
         self._pipes = tuple(pipes)
         self._thread = threading.Thread(target=self._pump, name="adyton-log", daemon=True)
         self._thread.start()
@@ -55,9 +57,8 @@ class LogPump:
                     partial[key.fd] = self._take(key.fd, partial[key.fd] + (data or b"\n"), ended=not data)
         for each in self._pipes:
             each.close()
-        for sink in (*self._copies, self._log_file):
-            if sink is not None:
-                os.close(sink)
+        for sink in self._copies:
+            os.close(sink)
 
     def _take(self, pipe: int, data: bytes, *, ended: bool) -> bytes:
         *lines, rest = data.split(b"\n")
@@ -76,7 +77,7 @@ class LogPump:
             if sink is None:
                 continue
             try:
-                view = memoryview(data)
+                view = memoryview(_TERMINAL_OBEYS.sub(b"?", data) if os.isatty(sink) else data)
                 while view:
                     view = view[os.write(sink, view) :]
             except OSError:

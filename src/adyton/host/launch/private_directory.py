@@ -1,7 +1,8 @@
 """Folders that belong to one enclave, and that are gone with it, whoever was killed.
 
-Each is below one folder of the user's and is locked by the host's process as long as that lives. Whoever makes a new
-one removes those whose lock is free: their host was killed before it could.
+Each is below one folder of the user's, and locked by the host's process as long as that lives: with flock, on the
+folder itself, which cleaners of /tmp respect too. Whoever makes a new one removes those whose lock is free, for their
+host was killed before it could.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from adyton.errors import LaunchError
 
 _PREFIX = "enclave-"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: How long another process may hold the lock under which folders are made and swept.
+LOCK_SECONDS = 10.0
 
 
 class PrivateDirectory:
@@ -30,7 +34,7 @@ class PrivateDirectory:
             with _registry_lock(root):
                 _sweep(root)
                 self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-                self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._lock = os.open(self.path, _FOLDER)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as problem:
             raise LaunchError(f"no folder for the enclave can be made: {problem}") from problem
@@ -56,11 +60,19 @@ def _root() -> Path:
     return root
 
 
-@contextmanager
+@contextlib.contextmanager
 def _registry_lock(root: Path) -> Iterator[None]:
-    descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(root, _FOLDER)
+    until = time.monotonic() + LOCK_SECONDS
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise LaunchError(f"{root} is locked by another process") from None
+                time.sleep(0.01)
         yield
     finally:
         os.close(descriptor)
@@ -69,10 +81,7 @@ def _registry_lock(root: Path) -> Iterator[None]:
 def _sweep(root: Path) -> None:
     for path in root.glob(f"{_PREFIX}*"):
         try:
-            descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            _remove(path)
-            continue
+            descriptor = os.open(path, _FOLDER)
         except OSError:
             continue  # not one of ours
         try:

@@ -11,6 +11,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -85,25 +86,26 @@ class ProcessLauncher:
         if request.host_name and self._why_no_namespaces:
             raise UnsupportedError(f"host_name needs namespaces: {self._why_no_namespaces}")
         hardware = SimulatedPlatform.open().enclave(simulated_measurement(request.bundle.sha256))
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
             directory = PrivateDirectory()
-            stack.callback(directory.close)
-            control, control_inside = _socket_pair(stack)
-            device, device_inside = _socket_pair(stack)
-            inside = {"control_fd": control_inside.fileno(), "device_fd": device_inside.fileno()}
-            inside["bundle_fd"] = bundle_fd = _sealed_memory(request.bundle.data)
-            stack.callback(os.close, bundle_fd)
-            log_file = None
-            if request.log_directory is not None:
-                log_file = open_log(request.log_directory / f"{request.name}.log")
-                stack.callback(os.close, log_file)
+            on_failure.callback(directory.close)
+            control, control_inside = _socket_pair(on_failure, always)
+            device, device_inside = _socket_pair(on_failure, always)
+            bundle_fd = _sealed_memory(request.bundle.data)
+            always.callback(os.close, bundle_fd)
+            log_file = _log_file(request, always)
+            inside = {
+                "control_fd": control_inside.fileno(),
+                "device_fd": device_inside.fileno(),
+                "bundle_fd": bundle_fd,
+            }
             process = self._spawn(request, directory.path, inside)
-            pump = _pump(process, request, log_file)
+            on_failure.callback(_kill, process)
+            assert process.stdout is not None
+            assert process.stderr is not None
+            pump = LogPump({process.stdout: request.stdout_fd, process.stderr: request.stderr_fd}, log_file)
             threading.Thread(target=serve, args=(hardware, device), name="adyton-device", daemon=True).start()
-            stack.pop_all()
-        for each in (control_inside, device_inside):
-            each.close()
-        os.close(bundle_fd)
+            on_failure.pop_all()
         in_namespaces = not self._why_no_namespaces
         return ProcessEnclave(
             process, control=control, device=device, pump=pump, directory=directory, in_namespaces=in_namespaces
@@ -115,6 +117,7 @@ class ProcessLauncher:
         command = [executable, "-I", "-S", "-B", "-X", "utf8", "-c", _START, json.dumps(spec)]
         if not self._why_no_namespaces:
             readable = [spec["firmware_path"], *spec["interpreter_paths"], *spec["dependency_paths"]]
+            readable.append(os.path.realpath("/etc/resolv.conf"))  # below /run on many systems
             command = bubblewrap_command(
                 directory=directory, readable=readable, host_name=request.host_name, command=command
             )
@@ -167,6 +170,8 @@ class ProcessEnclave:
         self._pump = pump
         self._directory = directory
         self._in_namespaces = in_namespaces
+        self._exited = os.pidfd_open(process.pid)  # readable when it has ended, before it is waited for
+        self._reaping = threading.Lock()
 
     @property
     def pid(self) -> int:
@@ -182,48 +187,74 @@ class ProcessEnclave:
         return self._pump.tail()
 
     def wait(self, timeout_seconds: float) -> bool:
-        """As LaunchedEnclave says."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_seconds)
-            return True
-        return False
+        """As LaunchedEnclave says. What the enclave started and left behind ends with it."""
+        with self._reaping:
+            if self._process.returncode is None:
+                poll = select.poll()
+                poll.register(self._exited, select.POLLIN)
+                if not poll.poll(max(0.0, timeout_seconds) * 1000):
+                    return False
+                _kill(self._process)
+        return True
 
-    def explain(self) -> AdytonError:
+    def explain(self, *, started: bool) -> AdytonError:
         """As LaunchedEnclave says. The firmware's exit codes become the errors that they stand for."""
         if not self.wait(END_SECONDS):
-            _kill(self._process)
+            self._kill()
+            self.wait(END_SECONDS)
         self._pump.join(END_SECONDS)
         status, tail = self._exit_status(), self.log_tail()
         last = tail[-1].removeprefix("firmware: ") if tail else "nothing was logged"
-        if status == firmware.EXIT_NOT_THE_BUNDLE:
+        if not started and status == firmware.EXIT_NOT_THE_BUNDLE:
             return BundleError(last)
-        if status in (firmware.EXIT_NO_ROOM, firmware.EXIT_NOT_HARDENED):
+        if not started and status in (firmware.EXIT_NO_ROOM, firmware.EXIT_NOT_HARDENED):
             return LaunchError(f"the enclave could not be set up: {last}")
         how = f"exit code {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
         return EnclaveDiedError(f"the enclave's process ended: {how}", exit_status=status, log_tail=tail)
 
     def close(self) -> None:
         """As LaunchedEnclave says."""
-        _kill(self._process)
+        self._kill()
+        self.wait(END_SECONDS)
         self._pump.join(END_SECONDS)
+        with self._reaping:
+            if self._exited >= 0:
+                os.close(self._exited)
+                self._exited = -1
         with contextlib.suppress(OSError):
             self._device.shutdown(socket.SHUT_RDWR)
         self._device.close()
         self.control.close()
         self._directory.close()
 
+    def _kill(self) -> None:
+        # Not Popen.kill(), which reaps a process that has ended: its group could not be killed safely any more.
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._exited, signal.SIGKILL)
+
     def _exit_status(self) -> int:
         status = self._process.returncode
-        if self._in_namespaces and status > 128:  # how bubblewrap tells of a signal
+        if status is None:
+            return -signal.SIGKILL  # the kernel has not finished with it
+        if self._in_namespaces and status - 128 in signal.valid_signals():  # how bubblewrap tells of a signal
             return 128 - status
         return status
 
 
-def _socket_pair(stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    pair = socket.socketpair()
-    for each in pair:
-        stack.callback(each.close)
-    return pair
+def _socket_pair(on_failure: contextlib.ExitStack, always: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """The host's end, closed on failure, and the enclave's, which the host closes in any case."""
+    mine, theirs = socket.socketpair()
+    on_failure.callback(mine.close)
+    always.callback(theirs.close)
+    return mine, theirs
+
+
+def _log_file(request: LaunchRequest, always: contextlib.ExitStack) -> int | None:
+    if request.log_directory is None:
+        return None
+    descriptor = open_log(request.log_directory / f"{request.name}.log")
+    always.callback(os.close, descriptor)
+    return descriptor
 
 
 def _sealed_memory(data: bytes) -> int:
@@ -253,14 +284,10 @@ def _dependency_paths(bundle: Bundle) -> list[str]:
     return list(found)
 
 
-def _pump(process: subprocess.Popen[bytes], request: LaunchRequest, log_file: int | None) -> LogPump:
-    assert process.stdout is not None
-    assert process.stderr is not None
-    return LogPump({process.stdout: request.stdout_fd, process.stderr: request.stderr_fd}, log_file)
-
-
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
+    """End a process that was not waited for yet, with all of its group: it leads a session of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

@@ -47,6 +47,7 @@ class Plain(adyton.TrustedApplication):
             "fds": lambda _: _descriptors(),
             "flags": lambda _: sys.flags,
             "hostname": lambda _: socket.gethostname(),
+            "leave": lambda seconds: subprocess.Popen(_python(f"import time; time.sleep({seconds})")).pid,
             "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
             "large": lambda size: "x" * int(size),
             "modules": lambda _: sorted({name.partition(".")[0] for name in sys.modules}),
@@ -57,10 +58,11 @@ class Plain(adyton.TrustedApplication):
             "raise": _raise,
             "read": lambda path: len(Path(path).read_bytes()),
             "sleep": lambda seconds: time.sleep(float(seconds)),
-            "spawn": lambda _: subprocess.run([sys.executable, "-I", "-S", "-c", "print(1)"], check=True).returncode,
+            "spawn": lambda _: subprocess.run(_python("print(1)"), check=True).returncode,
             "status": _raise_status,
             "stdin": lambda _: sys.stdin.readline(),
             "stop": self.context.request_stop,
+            "terminate": lambda _: _terminate(),
             "write": lambda path: Path(path).write_text("written"),
         }
         return actions[verb](argument)
@@ -73,6 +75,19 @@ def _descriptors() -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # the one that lists the folder
             found.append(str(entry.readlink()))
     return sorted(found)
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", code]
+
+
+def _terminate() -> int:
+    """How a child ends that is told to."""
+    with subprocess.Popen(_python("import time; print(flush=True); time.sleep(60)"), stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.terminate()
+        return child.wait(30)
 
 
 def _raise(message: str) -> None:
