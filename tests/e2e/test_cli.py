@@ -157,6 +157,9 @@ def test_what_run_refuses(tmp_path: Path) -> None:
         (TRANSLATOR, "--address", "0.0.0.0"): (ExitCode.FAILED, "listens on loopback only"),
         (TRANSLATOR, "--port", "99999"): (ExitCode.FAILED, "it may be 0 to 65535"),
         (TRANSLATOR, "--env", "A=b"): (ExitCode.FAILED, "enclave.toml lists those in environment.allow"),
+        (TRANSLATOR, "--port", "99999999999"): (ExitCode.USAGE, "an option's value can't be used"),
+        (TRANSLATOR, "--env", "NAME"): (ExitCode.USAGE, "is not NAME=VALUE"),
+        ("x" * 300,): (ExitCode.USAGE, "can't read"),
         (TRANSLATOR, "--on", "abacus"): (ExitCode.USAGE, "invalid choice: 'abacus'"),
     }
     for words, (code, message) in cases.items():
@@ -215,6 +218,50 @@ def test_sigterm_under_load_loses_no_rpc_that_was_accepted(kind: str, to_whom: s
     assert refusals <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
+def test_sighup_is_an_end_too() -> None:
+    with running(TRANSLATOR) as server:
+        code, talk = server.end(signal.SIGHUP)
+    assert (code, "SIGHUP: finalizing" in talk) == (0, True)
+
+
+def test_a_signal_while_the_application_starts_ends_at_once(tmp_path: Path) -> None:
+    project = write_probe_project(tmp_path)
+    (project / "probe" / "__init__.py").write_text("import time\ntime.sleep(60)\n")
+    process = subprocess.Popen([*COMMAND, "run", project], stderr=subprocess.PIPE, text=True)
+    time.sleep(2)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, talk = process.communicate(timeout=30)
+    assert (process.returncode, "SIGTERM: ended before it served" in talk) == (0, True)
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(closing: str, tmp_path: Path) -> None:
+    words = f'exec "$@" {closing}'
+    done = subprocess.run(
+        ["sh", "-c", words, "sh", *COMMAND, "run", TRANSLATOR, "--lifetime-ms", "500", "--log-directory", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Server shutting down" in (tmp_path / "translator.log").read_text()
+
+
+def test_an_application_without_a_server(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "run", write_probe_project(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "it serves no port" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "")
+
+
 def test_init_makes_a_project_that_works(tmp_path: Path) -> None:
     done = adyton("init", tmp_path / "my-service")
     assert done.returncode == 0, done.stderr
@@ -230,7 +277,14 @@ def test_init_makes_a_project_that_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("My Service", "can't be an enclave's name"), ("json", "every enclave has already"), ("grpc", "has already")],
+    [
+        ("My Service", "can't be an enclave's name"),
+        ("class", "is a keyword"),
+        ("grpc-tools", "has already"),
+        ("json", "every enclave has already"),
+        ("grpc", "has already"),
+        ("3rd", "begins with a small letter"),
+    ],
 )
 def test_names_that_init_refuses(tmp_path: Path, name: str, message: str) -> None:
     done = adyton("init", tmp_path / name)

@@ -205,6 +205,62 @@ def test_errors_of_a_servicer(serve: Serve) -> None:
     assert "a secret word" not in log
 
 
+def test_a_servicer_can_not_end_the_server(serve: Serve, application: str) -> None:
+    enclave, stub = serve()
+    method = stub.Fail if application == SERVER else stub.Echo
+    with pytest.raises(grpc.RpcError) as caught:
+        method(Text(text="leave"), timeout=10)
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INTERNAL, "uncaught SystemExit")
+    assert stub.Echo(Text(text="still here"), timeout=10).text == "still here"
+    enclave.destroy()
+
+
+def test_what_nobody_awaits_is_logged_without_what_it_says(manager: EnclaveManager) -> None:
+    for kind, text in ((SERVER, "thread"), (AIO_SERVER, "forget")):
+        enclave = manager.load(text, probe_bundle(kind), server_config())
+        with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+            stub = probe_pb2_grpc.ProbeStub(channel)
+            if kind == SERVER:
+                with pytest.raises(grpc.RpcError):
+                    stub.Fail(Text(text=text), timeout=10)
+            else:
+                stub.Echo(Text(text=text, milliseconds=100), timeout=10)
+                stub.Echo(Text(text="forget", milliseconds=100), timeout=10)  # the first task is collected now
+                stub.Echo(Text(text="more", milliseconds=100), timeout=10)
+        enclave.destroy()
+        log = "\n".join(enclave.log_tail())
+        assert '"exception": "ValueError"' in log
+        assert f"secret of the request: {text}" not in log
+
+
+def test_a_client_that_goes_away_is_no_uncaught_exception(serve: Serve) -> None:
+    enclave, stub = serve()
+    call = stub.Chat(_slowly(), timeout=10)
+    next(call)
+    call.cancel()
+    assert stub.Echo(Text(text="next", milliseconds=500), timeout=10).text == "next"
+    enclave.destroy()
+    assert "uncaught" not in "".join(enclave.log_tail())
+
+
+def _slowly() -> Iterator[Text]:
+    while True:
+        time.sleep(0.2)
+        yield Text(text="x")
+
+
+def test_an_event_loop_that_is_blocked_is_not_waited_for(manager: EnclaveManager) -> None:
+    configuration = server_config()
+    configuration.Extensions[extensions.server_max_lifetime_ms] = 500
+    enclave = manager.load("server", probe_bundle(AIO_SERVER), configuration)
+    with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+        probe_pb2_grpc.ProbeStub(channel).Echo.future(Text(text="block", milliseconds=60_000), timeout=90)
+        assert enclave.wait_stop_requested(10) == "the server's maximum lifetime is over"
+        begun = time.monotonic()
+        enclave.destroy()
+        assert time.monotonic() - begun < 8
+
+
 def test_an_unknown_method(serve: Serve) -> None:
     enclave, _ = serve()
     with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:

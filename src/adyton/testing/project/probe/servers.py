@@ -20,6 +20,14 @@ Text = probe_pb2.Text
 _log = logging.getLogger("probe")
 
 
+def _fail(text: str) -> None:
+    raise ValueError(f"secret of the request: {text}")
+
+
+async def _fail_later(text: str) -> None:
+    _fail(text)
+
+
 class Probe(probe_pb2_grpc.ProbeServicer):
     """For grpc.server(). Counts the RPCs that it began and logs the count when the server is finalized."""
 
@@ -50,6 +58,12 @@ class Probe(probe_pb2_grpc.ProbeServicer):
             context.abort(grpc.StatusCode.OUT_OF_RANGE, "as asked")
         if request.text == "status":
             raise adyton.ApplicationError(adyton.StatusCode.DATA_LOSS, "as asked")
+        if request.text == "leave":
+            raise SystemExit(request.text)
+        if request.text == "thread":
+            thread = threading.Thread(target=_fail, args=(request.text,))
+            thread.start()
+            thread.join()
         raise ValueError(f"secret of the request: {request.text}")
 
     def Who(self, request: Text, context: grpc.ServicerContext) -> Text:
@@ -64,6 +78,12 @@ class AioProbe(probe_pb2_grpc.ProbeServicer):
 
     async def Echo(self, request: Text, context: Any) -> Text:
         self.begun += 1
+        if request.text == "leave":
+            raise SystemExit(request.text)
+        if request.text == "block":
+            time.sleep(request.milliseconds / 1000)
+        if request.text == "forget":
+            self.forgotten = asyncio.create_task(_fail_later(request.text))
         await asyncio.sleep(request.milliseconds / 1000)
         return Text(text=request.text)
 
