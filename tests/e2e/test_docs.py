@@ -70,6 +70,17 @@ def test_every_key_of_enclave_toml_is_in_the_table() -> None:
         assert not bounds or table[key][1] == bounds, key
 
 
+def test_every_copy_of_the_runtimes_requirements_is_the_same() -> None:
+    wanted = (ROOT / "src/adyton/host/requirements.lock").read_text()
+    assert (ROOT / "examples/translator/requirements.lock").read_text() == wanted
+    names = [
+        [line for line in (ROOT / path).read_text().splitlines() if not line.startswith("#")]
+        for path in ("requirements/runtime.in", "src/adyton/cli/template/requirements.in")
+    ]
+    assert names[0] == names[1]
+    assert {line.partition("==")[0] for line in wanted.splitlines() if "==" in line} >= set(names[0])
+
+
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -102,7 +113,6 @@ class Newcomer:
             "HOME": str(home),
             "PATH": f"{Path(sys._base_executable).parent}:/usr/bin:/bin",  # type: ignore[attr-defined]
             "PIP_NO_INDEX": "1",  # what is to be installed is there already: see _lend_packages
-            "PIP_NO_BUILD_ISOLATION": "0",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
 
@@ -170,6 +180,15 @@ def _lend_packages(environment: Path) -> None:
     (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
 
+def split_command(text: str) -> tuple[str, list[str]]:
+    """What is typed, a here document included, and the lines that it should print."""
+    typed, end, printed = text.partition("\nEOF\n")
+    if end:
+        return typed + end, printed.strip().splitlines()
+    line, *printed_lines = text.strip().splitlines()
+    return line, printed_lines
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_tutorial_word_for_word(tmp_path: Path) -> None:
@@ -179,7 +198,7 @@ def test_the_tutorial_word_for_word(tmp_path: Path) -> None:
     typed = 0
     for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
         for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, *expected = command.strip().splitlines()
+            line, expected = split_command(command)
             if newcomer.serving is not None and not line.startswith("adyton call"):
                 newcomer.end_serving()
             newcomer.type(line, expected)

@@ -27,6 +27,7 @@ _TAKEN = {
 #: Template → path in the project.
 _FILES = {
     "enclave.toml": "enclave.toml",
+    "requirements.in": "requirements.in",
     "README.md.in": "README.md",
     "gitignore.in": ".gitignore",
     "service.proto.in": "@module@/@module@.proto",
