@@ -215,6 +215,16 @@ def test_a_servicer_can_not_end_the_server(serve: Serve, application: str) -> No
     enclave.destroy()
 
 
+def test_a_task_can_not_end_the_server_either(manager: EnclaveManager) -> None:
+    enclave = manager.load("server", probe_bundle(AIO_SERVER), server_config())
+    with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+        stub = probe_pb2_grpc.ProbeStub(channel)
+        stub.Echo(Text(text="leave later", milliseconds=100), timeout=10)
+        assert stub.Echo(Text(text="still here"), timeout=10).text == "still here"
+    enclave.destroy()
+    assert "a task tried to end the event loop" in "".join(enclave.log_tail())
+
+
 def test_what_nobody_awaits_is_logged_without_what_it_says(manager: EnclaveManager) -> None:
     for kind, text in ((SERVER, "thread"), (AIO_SERVER, "forget")):
         enclave = manager.load(text, probe_bundle(kind), server_config())

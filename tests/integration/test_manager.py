@@ -239,6 +239,17 @@ def test_close_waits_for_a_load_and_leaves_nothing_of_it(runtime_directory: Path
         manager.load("more", probe_bundle())
 
 
+def test_a_name_is_not_free_while_its_enclave_is_being_destroyed(manager: EnclaveManager) -> None:
+    enclave = manager.load("probe", probe_bundle())
+    destroying = threading.Thread(target=enclave.destroy, args=(farewell("sleep 1"),))
+    destroying.start()
+    time.sleep(0.3)
+    with pytest.raises(AlreadyExistsError):
+        manager.load("probe", probe_bundle())
+    destroying.join()
+    manager.load("probe", probe_bundle())
+
+
 def test_close_waits_for_another_threads_destroy(runtime_directory: Path) -> None:
     manager = EnclaveManager()
     enclave = manager.load("probe", probe_bundle())
@@ -265,7 +276,7 @@ def test_a_death_that_nobody_was_told_of_is_told_at_the_end() -> None:
     manager = EnclaveManager()
     enclave = manager.load("probe", probe_bundle())
     enclave.run_future(command("kill"))
-    eventually(lambda: enclave.is_gone)
+    eventually(lambda: enclave.has_died)
     with pytest.raises(EnclaveDiedError, match="killed by SIGKILL"):
         manager.close()
 

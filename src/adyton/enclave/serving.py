@@ -185,7 +185,7 @@ class AioServing:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._log_uncaught)
         self._messages = settings.logging.exception_messages
-        threading.Thread(target=self._loop.run_forever, name="rpc-loop", daemon=True).start()
+        threading.Thread(target=self._keep_running, name="rpc-loop", daemon=True).start()
         self._health = health.aio.HealthServicer()
         self._server: Any = None
         self.port = 0
@@ -222,6 +222,14 @@ class AioServing:
             self._run(stop(), grace_seconds + BLOCKED_SECONDS)
         except TimeoutError:
             _log.warning("the event loop is blocked; its handlers are not waited for")
+
+    def _keep_running(self) -> None:
+        """Run the loop for ever: asyncio lets a task's SystemExit out of it, and a task must not end the server."""
+        while True:
+            try:
+                self._loop.run_forever()
+            except BaseException as error:  # noqa: BLE001
+                log_uncaught(_log, "a task tried to end the event loop", error, messages=self._messages)
 
     def _log_uncaught(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What nobody awaited. asyncio's own handler would log messages, which may quote a request."""

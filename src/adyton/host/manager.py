@@ -123,9 +123,9 @@ class EnclaveClient:
         return self._launched.log_tail()
 
     @property
-    def is_gone(self) -> bool:
-        """Whether the enclave has died or was destroyed."""
-        return self._destroyed or self._control.has_ended
+    def has_died(self) -> bool:
+        """Whether the enclave has ended though nobody destroyed it."""
+        return self._control.has_ended and not self._destroyed
 
     def destroy(self, final: EnclaveFinal | None = None, *, timeout_seconds: float | None = None) -> None:
         """Drain the calls in flight, finalize the application, end the enclave.
@@ -286,7 +286,7 @@ class EnclaveManager:
             if self._closed:
                 raise WrongStateError("load needs an open manager; this one is closed")
             existing = self._enclaves.get(name)
-            if name in self._enclaves and not (existing is not None and existing.is_gone):
+            if name in self._enclaves and not (existing is not None and existing.has_died):
                 raise AlreadyExistsError(f"an enclave {name!r} is loaded already")
             self._enclaves[name] = None
         if existing is not None:

@@ -24,6 +24,10 @@ def _fail(text: str) -> None:
     raise ValueError(f"secret of the request: {text}")
 
 
+async def _leave() -> None:
+    raise SystemExit(3)
+
+
 async def _fail_later(text: str) -> None:
     _fail(text)
 
@@ -80,6 +84,8 @@ class AioProbe(probe_pb2_grpc.ProbeServicer):
         self.begun += 1
         if request.text == "leave":
             raise SystemExit(request.text)
+        if request.text == "leave later":
+            self.forgotten = asyncio.create_task(_leave())
         if request.text == "block":
             time.sleep(request.milliseconds / 1000)
         if request.text == "forget":
