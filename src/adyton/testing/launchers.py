@@ -58,6 +58,13 @@ class LauncherConformance:
         """What the probe answers to `words`."""
         return answer(enclave.enter_and_run(command(words), timeout_seconds=timeout_seconds))
 
+    def wait_for_log(self, enclave: EnclaveClient, text: str) -> None:
+        """The log has a way of its own to the host, so it may come after an answer."""
+        until = time.monotonic() + 10
+        while text not in "".join(enclave.log_tail()):
+            assert time.monotonic() < until, enclave.log_tail()
+            time.sleep(0.02)
+
     def test_runs_what_the_bundle_says(self, start: Start) -> None:
         """The extensions of an application cross the boundary both ways."""
         assert self.ask(start(), "answer hello") == "hello"
@@ -107,7 +114,7 @@ class LauncherConformance:
         with pytest.raises(ApplicationError) as caught:
             self.ask(enclave, "raise the secret")
         assert (caught.value.status, caught.value.message) == (StatusCode.INTERNAL, "uncaught ValueError in run")
-        assert "the secret" in "".join(enclave.log_tail())
+        self.wait_for_log(enclave, "the secret")
 
     def test_a_failed_initialize_gives_its_status_and_frees_the_name(self, start: Start) -> None:
         """And the enclave is gone."""

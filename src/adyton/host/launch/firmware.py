@@ -4,7 +4,7 @@
 2. read the bundle from the descriptor that the host gave, compare its SHA-256 with the one that was asked for;
 3. unpack it into the enclave's private folder;
 4. give up files and system calls;
-5. replace this interpreter by a fresh one that can see only the bundle and the locked packages.
+5. replace this interpreter by a fresh one that sees the standard library, the bundle and the locked packages' folders.
 
 Each failure has an exit code of its own and one line on standard error.
 """
