@@ -14,44 +14,16 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from confined import PROLOGUE, SECONDS, child
 
 from adyton.host.launch import hardening
 
 ABI = hardening.landlock_abi()
-SECONDS = 20.0
 
 
 def needs_landlock(abi: int) -> pytest.MarkDecorator:
     reason = "this kernel has no Landlock" if ABI == 0 else f"needs Landlock ABI {abi}; this kernel has {ABI}"
     return pytest.mark.skipif(abi > ABI, reason=reason)
-
-
-#: What every child begins with: `outcome(f)` is "ok" or the name of the errno that f() failed with.
-PROLOGUE = """
-import ctypes, errno, os, resource, signal, socket, subprocess, sys
-from adyton.host.launch import hardening
-libc = ctypes.CDLL(None, use_errno=True)
-
-def outcome(action):
-    try:
-        action()
-    except OSError as problem:
-        return errno.errorcode[problem.errno]
-    return "ok"
-"""
-
-
-def child(code: str, *arguments: object) -> list[str]:
-    """What a child that runs `code` prints, word by word."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROLOGUE + code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.split()
 
 
 @contextmanager

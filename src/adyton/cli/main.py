@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 import adyton
+from adyton.cli.printable import printable
 from adyton.errors import AdytonError, ExitCode
 
 #: Verb → one line of help. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments)`.
@@ -50,11 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def say(text: str) -> None:
     """Talk: to standard error, without what a terminal would obey; an enclave may have chosen the words."""
-    print("\n".join(map(_harmless, text.split("\n"))), file=sys.stderr, flush=True)
-
-
-def _harmless(line: str) -> str:
-    return line if line.isprintable() else "".join(each if each.isprintable() or each == "\t" else "?" for each in line)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _open_closed_streams() -> None:

@@ -26,6 +26,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import EncodeError
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
+from adyton.cli.printable import printable
 from adyton.errors import (
     AdytonError,
     ApplicationError,
@@ -305,19 +306,6 @@ def signature(method: MethodDescriptor) -> str:
     request = "stream " * method.client_streaming + method.input_type.full_name
     response = "stream " * method.server_streaming + method.output_type.full_name
     return f"{method.containing_service.full_name}/{method.name}({request}) returns ({response})"
-
-
-def printable(text: str) -> str:
-    r"""The text with every character that a terminal could obey, but the line feed, in JSON's escape: \u001b."""
-    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
-
-
-def _escaped(line: str) -> str:
-    return "".join(each if each.isprintable() else _escape(each) for each in line)
-
-
-def _escape(character: str) -> str:
-    return re.sub("....", r"\\u\g<0>", character.encode("utf-16-be", "surrogatepass").hex())
 
 
 def _imports(files: dict[str, FileDescriptorProto]) -> set[str]:
