@@ -1,4 +1,4 @@
-"""Looking at processes from outside, for tests that kill and count them."""
+"""Looking at processes from outside, for tests that kill and count them, and at a runtime without its host."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from adyton.enclave.runtime import Runtime
+from adyton.proto.control_pb2 import Reply, Request
 
 
 def processes_that_mention(text: str) -> list[int]:
@@ -34,3 +37,11 @@ def children_of(ancestor: int) -> list[int]:
         int(pid) for task in Path(f"/proc/{ancestor}/task").iterdir() for pid in (task / "children").read_text().split()
     ]
     return [*found, *(each for child in found for each in children_of(child))]
+
+
+def answer_of(runtime: Runtime, request: Request) -> Reply:
+    """What a runtime replies to a request that it accepts and carries out at once."""
+    replies: list[Reply] = []
+    runtime.accept(request)(replies.append)
+    (reply,) = replies
+    return reply

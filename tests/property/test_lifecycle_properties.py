@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from observing import answer_of
 
 from adyton.bundle.settings import Settings
 from adyton.enclave.lifecycle import TRANSITIONS, LifeCycle, State, Step
@@ -108,7 +109,7 @@ class Life(RuleBasedStateMachine):
 
     def _ask(self, request: Request, step: Step, expected: tuple[StatusCode, str]) -> bool:
         """Ask, and compare the answer; whether the life cycle let the request in."""
-        status = self.runtime.answer(request).status
+        status = answer_of(self.runtime, request).status
         target = TRANSITIONS.get((self.state, step))
         if target is None:
             (needed,) = (state.value for state, each in TRANSITIONS if each is step)
@@ -130,7 +131,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(config=st.sampled_from(REFUSED_CONFIGURATIONS))
     def initialize_with_what_is_refused(self, config: bytes) -> None:
-        status = self.runtime.answer(Request(initialize=Initialize(config=config))).status
+        status = answer_of(self.runtime, Request(initialize=Initialize(config=config))).status
         right = self.state is State.UNINITIALIZED
         assert status.code == (StatusCode.INVALID_ARGUMENT if right else StatusCode.FAILED_PRECONDITION)
         assert status.wrong_state != right
@@ -155,7 +156,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def nothing(self) -> None:
-        assert self.runtime.answer(Request(id=1)).status.code == StatusCode.INVALID_ARGUMENT
+        assert answer_of(self.runtime, Request(id=1)).status.code == StatusCode.INVALID_ARGUMENT
 
     @invariant()
     def only_the_end_is_final(self) -> None:
@@ -193,11 +194,11 @@ messages = st.binary(max_size=60) | st.builds(
 def test_random_bytes_are_taken_or_invalid(config: bytes, data: bytes, final: bytes) -> None:
     application().outcome = None  # type: ignore[attr-defined]
     runtime = make_runtime(Path(application().__file__ or "").parent)
-    code = runtime.answer(Request(initialize=Initialize(config=config))).status.code
+    code = answer_of(runtime, Request(initialize=Initialize(config=config))).status.code
     assert code in (StatusCode.OK, StatusCode.INVALID_ARGUMENT)
     if code != StatusCode.OK:
-        assert runtime.answer(Request(initialize=Initialize())).status.code == StatusCode.OK
-    assert runtime.answer(Request(run=Run(input=data))).status.code in (StatusCode.OK, StatusCode.INVALID_ARGUMENT)
-    last = runtime.answer(Request(finalize=Finalize(final=final))).status.code
+        assert answer_of(runtime, Request(initialize=Initialize())).status.code == StatusCode.OK
+    assert answer_of(runtime, Request(run=Run(input=data))).status.code in (StatusCode.OK, StatusCode.INVALID_ARGUMENT)
+    last = answer_of(runtime, Request(finalize=Finalize(final=final))).status.code
     assert last in (StatusCode.OK, StatusCode.INVALID_ARGUMENT)
     assert runtime.finalized.is_set()

@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import grpc
 import pytest
+from observing import answer_of
 
 from adyton.bundle.settings import Settings
 from adyton.enclave.runtime import Runtime
@@ -122,31 +124,31 @@ def raising(error: BaseException) -> object:
 
 def test_a_whole_life(runtime: Runtime, application: ModuleType) -> None:
     application.acts["run"] = lambda app, _: application.EnclaveOutput() if app.context.name == "an enclave" else None
-    assert status(runtime.answer(initialize())) == OK
-    assert status(runtime.answer(run())) == OK
-    assert runtime.answer(evidence(b"x" * 64)).result == b"evidence over " + b"x" * 64
+    assert status(answer_of(runtime, initialize())) == OK
+    assert status(answer_of(runtime, run())) == OK
+    assert answer_of(runtime, evidence(b"x" * 64)).result == b"evidence over " + b"x" * 64
     assert not runtime.finalized.is_set()
-    assert status(runtime.answer(finalize())) == OK
+    assert status(answer_of(runtime, finalize())) == OK
     assert runtime.finalized.is_set()
 
 
 def test_a_call_in_a_wrong_state_names_both_states(runtime: Runtime) -> None:
     early = [(run(), "run"), (evidence(), "collect_evidence"), (finalize(), "finalize")]
     for request, word in early:
-        reply = runtime.answer(request)
+        reply = answer_of(runtime, request)
         message = f"{word} needs the state RUNNING; the enclave is UNINITIALIZED"
         assert (status(reply), reply.status.wrong_state) == ((StatusCode.FAILED_PRECONDITION, message), True)
-    runtime.answer(initialize())
+    answer_of(runtime, initialize())
     message = "initialize needs the state UNINITIALIZED; the enclave is RUNNING"
-    assert status(runtime.answer(initialize())) == (StatusCode.FAILED_PRECONDITION, message)
-    runtime.answer(finalize())
+    assert status(answer_of(runtime, initialize())) == (StatusCode.FAILED_PRECONDITION, message)
+    answer_of(runtime, finalize())
     for request, word in early:
         message = f"{word} needs the state RUNNING; the enclave is FINALIZED"
-        assert status(runtime.answer(request)) == (StatusCode.FAILED_PRECONDITION, message)
+        assert status(answer_of(runtime, request)) == (StatusCode.FAILED_PRECONDITION, message)
 
 
 def test_a_request_for_nothing_is_refused(runtime: Runtime) -> None:
-    assert status(runtime.answer(Request(id=1)))[0] is StatusCode.INVALID_ARGUMENT
+    assert status(answer_of(runtime, Request(id=1)))[0] is StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("call", ["initialize", "run", "finalize"])
@@ -172,26 +174,26 @@ def test_what_an_application_raises_becomes_a_status(
     expected: tuple[StatusCode, str],
 ) -> None:
     application.acts[call] = raising(error)
-    replies = {"initialize": runtime.answer(initialize()), "run": runtime.answer(run())}
-    replies["finalize"] = runtime.answer(finalize())
+    replies = {"initialize": answer_of(runtime, initialize()), "run": answer_of(runtime, run())}
+    replies["finalize"] = answer_of(runtime, finalize())
     assert status(replies[call]) == (expected[0], expected[1].replace("CALL", call))
     assert "secret" not in str(replies[call])
 
 
 def test_an_error_that_is_none_of_ours_gets_an_answer_too(runtime: Runtime, application: ModuleType) -> None:
-    runtime.answer(initialize())
+    answer_of(runtime, initialize())
     application.acts["run"] = raising(ApplicationError(grpc.StatusCode.NOT_FOUND, "x"))  # type: ignore[arg-type]
-    assert status(runtime.answer(run()))[0] is StatusCode.INTERNAL
+    assert status(answer_of(runtime, run()))[0] is StatusCode.INTERNAL
     application.acts["run"] = raising(ApplicationError(StatusCode.NOT_FOUND, KeyError("x")))  # type: ignore[arg-type]
-    assert status(runtime.answer(run()))[0] is StatusCode.INTERNAL
+    assert status(answer_of(runtime, run()))[0] is StatusCode.INTERNAL
 
 
 def test_the_traceback_goes_to_the_log(
     runtime: Runtime, application: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runtime.answer(initialize())
+    answer_of(runtime, initialize())
     application.acts["run"] = raising(KeyError("which"))
-    runtime.answer(run())
+    answer_of(runtime, run())
     line = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert (line["level"], line["message"]) == ("ERROR", "uncaught exception in run")
     assert "KeyError: 'which'" in line["traceback"]
@@ -199,18 +201,18 @@ def test_the_traceback_goes_to_the_log(
 
 def test_an_enclave_whose_initialize_failed_can_be_initialized_again(runtime: Runtime, application: ModuleType) -> None:
     application.acts["initialize"] = raising(ApplicationError(StatusCode.UNAVAILABLE, "later"))
-    assert status(runtime.answer(initialize())) == (StatusCode.UNAVAILABLE, "later")
-    assert "the enclave is UNINITIALIZED" in status(runtime.answer(run()))[1]
+    assert status(answer_of(runtime, initialize())) == (StatusCode.UNAVAILABLE, "later")
+    assert "the enclave is UNINITIALIZED" in status(answer_of(runtime, run()))[1]
     application.acts.clear()
-    assert status(runtime.answer(initialize())) == OK
+    assert status(answer_of(runtime, initialize())) == OK
 
 
 def test_a_failing_finalize_ends_the_life_too(runtime: Runtime, application: ModuleType) -> None:
-    runtime.answer(initialize())
+    answer_of(runtime, initialize())
     application.acts["finalize"] = raising(OSError("secret"))
-    assert status(runtime.answer(finalize())) == (StatusCode.INTERNAL, "uncaught OSError in finalize")
+    assert status(answer_of(runtime, finalize())) == (StatusCode.INTERNAL, "uncaught OSError in finalize")
     assert runtime.finalized.is_set()
-    assert "the enclave is FINALIZED" in status(runtime.answer(finalize()))[1]
+    assert "the enclave is FINALIZED" in status(answer_of(runtime, finalize()))[1]
 
 
 @pytest.mark.parametrize(
@@ -219,23 +221,23 @@ def test_a_failing_finalize_ends_the_life_too(runtime: Runtime, application: Mod
 def test_run_gives_an_output_or_nothing(
     runtime: Runtime, application: ModuleType, output: object, expected: tuple[StatusCode, str]
 ) -> None:
-    runtime.answer(initialize())
+    answer_of(runtime, initialize())
     application.acts["run"] = lambda *_: output
-    reply = runtime.answer(run())
+    reply = answer_of(runtime, run())
     assert (status(reply), reply.result) == (expected, b"")
 
 
 def test_evidence_is_over_64_bytes(runtime: Runtime) -> None:
-    runtime.answer(initialize())
+    answer_of(runtime, initialize())
     for length in (0, 63, 65):
-        reply = runtime.answer(evidence(bytes(length)))
+        reply = answer_of(runtime, evidence(bytes(length)))
         assert status(reply) == (StatusCode.INVALID_ARGUMENT, "report_data has 64 bytes")
 
 
 def test_an_enclave_without_a_device_makes_no_evidence(application: ModuleType, tmp_path: Path) -> None:
     runtime = make_runtime(tmp_path, device=False)
-    runtime.answer(initialize())
-    code, message = status(runtime.answer(evidence()))
+    answer_of(runtime, initialize())
+    code, message = status(answer_of(runtime, evidence()))
     assert (code, message) == (StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
 
 
@@ -250,16 +252,16 @@ def test_finalizing_waits_for_the_runs_in_flight_and_lets_no_other_in(
         order.append("run")
 
     application.acts.update(run=slow_run, finalize=lambda *_: order.append("finalize"))
-    runtime.answer(initialize())
+    answer_of(runtime, initialize())
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(runtime.answer, run())
+        running = pool.submit(partial(answer_of, runtime), run())
         assert inside.wait(SECONDS)
-        ending = pool.submit(runtime.answer, finalize(drain_ms=2**64 - 1))
+        ending = pool.submit(partial(answer_of, runtime), finalize(drain_ms=2**64 - 1))
         try:
             until = time.monotonic() + SECONDS
-            while "RUNNING; the enclave is FINALIZING" not in status(runtime.answer(evidence()))[1]:
+            while "RUNNING; the enclave is FINALIZING" not in status(answer_of(runtime, evidence()))[1]:
                 assert time.monotonic() < until
-            assert status(runtime.answer(run()))[0] is StatusCode.FAILED_PRECONDITION
+            assert status(answer_of(runtime, run()))[0] is StatusCode.FAILED_PRECONDITION
             assert not order
         finally:
             gate.set()
@@ -268,8 +270,8 @@ def test_finalizing_waits_for_the_runs_in_flight_and_lets_no_other_in(
 
 
 def test_bytes_that_are_no_message_are_refused(runtime: Runtime) -> None:
-    assert status(runtime.answer(initialize(b"\xff"))) == not_an("EnclaveConfig")
-    runtime.answer(initialize())
-    assert status(runtime.answer(run(b"\xff"))) == not_an("EnclaveInput")
-    assert status(runtime.answer(finalize(b"\xff"))) == not_an("EnclaveFinal")
+    assert status(answer_of(runtime, initialize(b"\xff"))) == not_an("EnclaveConfig")
+    answer_of(runtime, initialize())
+    assert status(answer_of(runtime, run(b"\xff"))) == not_an("EnclaveInput")
+    assert status(answer_of(runtime, finalize(b"\xff"))) == not_an("EnclaveFinal")
     assert runtime.finalized.is_set()

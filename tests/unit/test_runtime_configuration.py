@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from observing import answer_of
 
 from adyton.bundle.settings import EnvironmentSettings, Settings
 from adyton.enclave.runtime import Runtime
@@ -61,7 +62,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answer]:
         )
         data = config if isinstance(config, bytes) else config.SerializeToString()
         call = Initialize(config=data, name="an enclave")
-        status = runtime.answer(Request(initialize=call)).status
+        status = answer_of(runtime, Request(initialize=call)).status
         return StatusCode(status.code), status.message
 
     yield initialize

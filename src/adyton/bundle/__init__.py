@@ -1,4 +1,5 @@
 """What is measured: the archive, enclave.toml, and the lock of the dependencies.
 
-Host and enclave read the same three formats here, and nowhere else. No I/O: bytes in, values out.
+Host and enclave read the same three formats here, and nowhere else. Bytes in, values out, and no I/O but in
+installed.py.
 """

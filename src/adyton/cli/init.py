@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import keyword
 import re
@@ -12,6 +11,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+from adyton.bundle.installed import installed_version
 from adyton.bundle.lock import find_mismatches, parse_lock
 from adyton.cli.main import say
 from adyton.errors import ConfigurationError, UnsupportedError
@@ -100,13 +100,6 @@ def _generate(directory: Path, module: str) -> None:
 
 
 def _warn_of_other_packages() -> None:
-    if mismatches := find_mismatches(parse_lock(runtime_lock()), _installed):
+    if mismatches := find_mismatches(parse_lock(runtime_lock()), installed_version):
         say(f"note: this environment has other packages than requirements.lock: {'; '.join(mismatches)}")
         say("      before `adyton run`: pip install --require-hashes -r requirements.lock")
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

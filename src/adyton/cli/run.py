@@ -40,14 +40,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Print "Server started on port N" on standard output when it serves; exit 0 when it was asked to end and did."""
     if warning := launcher(arguments.on).warning:
         say(warning)
-    bundle, config = Bundle.of(arguments.target), _config(arguments)
+    try:
+        _serve(Bundle.of(arguments.target), _config(arguments), arguments)
+    except _AskedToEndError as asked:
+        say(f"{asked}: ended before it served")
+    return 0
+
+
+def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace) -> None:
     with _Signals() as signals, EnclaveManager() as manager:
-        try:
-            enclave = manager.load(arguments.name or bundle.settings.name, bundle, config, on=arguments.on)
-            output = enclave.enter_and_run()
-        except _AskedToEndError as asked:
-            say(f"{asked}: ended before it served")
-            return 0
+        enclave = manager.load(arguments.name or bundle.settings.name, bundle, config, on=arguments.on)
+        output = enclave.enter_and_run()
         signals.wait_for_them()
         if output.HasExtension(extensions.actual_server_port):
             print(f"Server started on port {output.Extensions[extensions.actual_server_port]}", flush=True)
@@ -59,7 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
             raise outcome
         say(f"{outcome}: finalizing")
         enclave.destroy()
-    return 0
 
 
 def _outcome(done: Future[str]) -> str | AdytonError:

@@ -8,7 +8,6 @@ sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or nul
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import io
 import json
 import logging
@@ -21,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from adyton.bundle.installed import installed_version
 from adyton.bundle.lock import find_mismatches, parse_lock
 from adyton.bundle.settings import parse_settings
 from adyton.enclave.logs import log_threads_quietly, start_logging
@@ -73,7 +73,7 @@ def _serve(spec: dict[str, Any]) -> int:
         request_stop=lambda reason: server.request_stop(reason),  # noqa: PLW0108  server comes below
     )
     server = ControlServer(socket.socket(fileno=spec["control_fd"]), runtime.accept)
-    mismatches = find_mismatches(parse_lock((bundle / "requirements.lock").read_bytes()), _installed_version)
+    mismatches = find_mismatches(parse_lock((bundle / "requirements.lock").read_bytes()), installed_version)
     if mismatches:
         server.refuse(
             "other packages than locked: "
@@ -118,13 +118,6 @@ def _hear_signals() -> None:
 
 def _device(descriptor: int | None) -> SimulatedDevice | None:
     return None if descriptor is None else SimulatedDevice(socket.socket(fileno=descriptor))
-
-
-def _installed_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _leave_when_finalized(finalized: threading.Event) -> None:

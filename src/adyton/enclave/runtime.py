@@ -78,12 +78,6 @@ class Runtime:
             return lambda send: send(refusal)
         return functools.partial(self._carry_out, call, request)
 
-    def answer(self, request: control_pb2.Request) -> control_pb2.Reply:
-        """Accept a request and carry it out at once."""
-        replies: list[control_pb2.Reply] = []
-        self.accept(request)(replies.append)
-        return replies[0]
-
     def _carry_out(self, call: str, request: control_pb2.Request, send: Send) -> None:
         try:
             send(self._outcome(call, request))

@@ -40,7 +40,7 @@ class EnclaveClient:
 
     async def wait_stop_requested(self) -> str:
         """Wait until the application asks to be finalized; its reason."""
-        return await asyncio.shield(asyncio.wrap_future(self._client.stop_requested))
+        return await _shielded(self._client.stop_requested)
 
     def address_of(self, port: int) -> str:
         """Where a client on this host reaches a port of the enclave: "host:port"."""
@@ -56,11 +56,9 @@ class EnclaveClient:
         await asyncio.shield(asyncio.ensure_future(work))
 
     async def _wait(self, future: Future[T], timeout_seconds: float, what: str) -> T:
-        waiting = asyncio.wrap_future(future)
-        waiting.add_done_callback(_retrieve)
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await asyncio.shield(waiting)
+                return await _shielded(future)
         except EnclaveDiedError:
             self._client.death_was_told = True
             raise
@@ -68,10 +66,16 @@ class EnclaveClient:
             raise DeadlineError(f"enclave {self.name!r}: {what} was not answered in {timeout_seconds:.1f} s") from None
 
 
-def _retrieve(future: asyncio.Future[T]) -> None:
-    """So that asyncio does not complain of an error that nobody waited for any more."""
-    if not future.cancelled():
-        future.exception()
+def _shielded(future: Future[T]) -> asyncio.Future[T]:
+    """To be awaited. Who is cancelled meanwhile cancels nothing inside, and asyncio complains of no abandoned error."""
+
+    def retrieve(done: asyncio.Future[T]) -> None:
+        if not done.cancelled():
+            done.exception()
+
+    waiting = asyncio.wrap_future(future)
+    waiting.add_done_callback(retrieve)
+    return asyncio.shield(waiting)
 
 
 class EnclaveManager:

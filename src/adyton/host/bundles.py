@@ -72,18 +72,17 @@ class Bundle:
         settings_text = _read(project / SETTINGS, MAX_BYTES)
         settings = parse_settings(settings_text)
         files = {SETTINGS: settings_text, LOCK: _read(project / LOCK, MAX_BYTES)}
-        if missing := {each.name for each in parse_lock(runtime_lock())} - {
-            each.name for each in parse_lock(files[LOCK])
-        }:
-            raise ConfigurationError(f"{LOCK} lacks what Adyton's runtime needs: {', '.join(sorted(missing))}")
         for name, path in _application_files(project, settings):
             files[f"app/{name}"] = _read(path, MAX_BYTES)
         for name, path in _runtime_files():
             files[f"runtime/adyton/{name}"] = _read(path, MAX_BYTES)
         try:
-            return cls.parse(encode_archive(files))
+            bundle = cls.parse(encode_archive(files))
         except BundleError as problem:  # too many files, too long a name: the project's, not somebody's forgery
             raise ConfigurationError(f"{project} can't be a bundle: {problem.message}") from problem
+        if missing := {each.name for each in parse_lock(runtime_lock())} - {each.name for each in bundle.lock}:
+            raise ConfigurationError(f"{LOCK} lacks what Adyton's runtime needs: {', '.join(sorted(missing))}")
+        return bundle
 
     def measurements(self) -> dict[str, object]:
         """The content of measurements.json: reference values, one entry a technology that this bundle runs on."""

@@ -105,11 +105,12 @@ class ProcessLauncher:
             assert process.stderr is not None
             pump = LogPump({process.stdout: request.stdout_fd, process.stderr: request.stderr_fd}, log_file)
             threading.Thread(target=serve, args=(hardware, device), name="adyton-device", daemon=True).start()
+            in_namespaces = not self._why_no_namespaces
+            enclave = ProcessEnclave(
+                process, control=control, device=device, pump=pump, directory=directory, in_namespaces=in_namespaces
+            )
             on_failure.pop_all()
-        in_namespaces = not self._why_no_namespaces
-        return ProcessEnclave(
-            process, control=control, device=device, pump=pump, directory=directory, in_namespaces=in_namespaces
-        )
+        return enclave
 
     def _spawn(self, request: LaunchRequest, directory: Path, inside: dict[str, int]) -> subprocess.Popen[bytes]:
         executable = os.path.realpath(sys.executable)
