@@ -150,9 +150,21 @@ def test(arguments: argparse.Namespace) -> int:
     return code
 
 
-def bench(_: argparse.Namespace) -> int:
+def guards(arguments: argparse.Namespace) -> int:
     set_up()
-    return tool("benchmarks/server.py")
+    return tool("tools/guards.py", *arguments.labels)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    set_up()
+    code = 0
+    if arguments.which != "server":
+        code = tool("benchmarks/evidence.py")
+    if arguments.which is None and shutil.which("h2load") is None:
+        say("\nh2load is missing, so the server is left out. Debian, Ubuntu: apt install nghttp2-client")
+    elif arguments.which != "evidence":
+        code = tool("benchmarks/server.py") or code
+    return code
 
 
 def setup(_: argparse.Namespace) -> int:
@@ -194,7 +206,10 @@ def main() -> int:
     verb("demo", "the translator in an enclave, step by step", demo)
     testing = verb("test", "every check and every test", test)
     testing.add_argument("--fast", action="store_true", help="leave out the tests marked slow")
-    verb("bench", "the enclave's server beside bare grpcio; needs h2load", bench)
+    guarding = verb("guards", "take out each guard of the verifiers: does a forgery notice?", guards)
+    guarding.add_argument("labels", nargs="*", metavar="LABEL", help="of a TEE; all of them if none is named")
+    benching = verb("bench", "verifiers beside bare libraries; the server beside bare grpcio, by h2load", bench)
+    benching.add_argument("which", nargs="?", choices=("evidence", "server"), help="both, if neither is named")
     verb("setup", "only make .venv", setup)
     locking = verb("lock", "make the lock files anew", lock)
     locking.add_argument("--upgrade", action="store_true", help="take newer versions")

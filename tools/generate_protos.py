@@ -13,9 +13,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+OWN = [f"adyton/proto/{name}.proto" for name in ("enclave", "grpc_application", "control", "evidence")]
 #: (folder that imports start from, .proto files below it, whether services are in them)
 SOURCES: list[tuple[str, list[str], bool]] = [
-    ("src", ["adyton/proto/enclave.proto", "adyton/proto/grpc_application.proto", "adyton/proto/control.proto"], False),
+    ("src", OWN, False),
     ("examples/translator", ["translator/translator.proto"], True),
     ("src/adyton/testing/project", ["probe/probe.proto"], True),
 ]

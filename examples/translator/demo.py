@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
+from cryptography.hazmat.primitives import hashes
 
 import adyton
 from adyton.host.launch.registry import launcher
@@ -63,10 +64,10 @@ def load(manager: adyton.EnclaveManager, bundle: adyton.Bundle) -> tuple[adyton.
 def attest(enclave: adyton.EnclaveClient, bundle: adyton.Bundle) -> None:
     step("3. Ask for evidence, over 64 bytes that nobody could know before")
     challenge = os.urandom(64)
-    verify = tee("simulated").load_verifier()
-    roots = [SimulatedPlatform.open().root]
-    verified = verify(enclave.collect_evidence(challenge), roots=roots, now=datetime.now(UTC))
-    measured = getattr(verified, "measurement", b"").hex()
+    evidence = enclave.collect_evidence(challenge)
+    anchors = {SimulatedPlatform.open().root.fingerprint(hashes.SHA256())}
+    verified = tee("simulated").verifier()(evidence, anchors=anchors, now=datetime.now(UTC))
+    measured = verified.measurement.hex()
     reference = bundle.measurements()["reference_values"]
     if verified.report_data != challenge or reference != {"simulated": {"measurement": measured}}:
         raise SystemExit("the evidence is not this enclave's")

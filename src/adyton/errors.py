@@ -8,6 +8,7 @@ in docs/errors.md, and a test walks every subclass against it.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -84,6 +85,39 @@ class EvidenceError(AdytonError):
 
     status = StatusCode.UNAUTHENTICATED
     exit_code = ExitCode.NOT_GENUINE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a policy has against evidence: what was got, what was wanted, and how to mend it.
+
+    `rule` is the name of the rule that looked, or empty where no rule got so far; `subject` is what it looked at, by
+    the key that the policy's file has for it.
+    """
+
+    rule: str
+    subject: str
+    got: str
+    wanted: str
+    mend: str
+
+    def __str__(self) -> str:
+        rule = f"rule {self.rule!r}: " if self.rule else ""
+        return f"{rule}{self.subject} is {self.got}, wanted is {self.wanted} ({self.mend})"
+
+
+class PolicyError(AdytonError):
+    """Evidence is genuine and not acceptable. `findings` holds everything that is wrong, not only the first thing."""
+
+    status = StatusCode.PERMISSION_DENIED
+    exit_code = ExitCode.POLICY_REFUSED
+
+    def __init__(self, message: str, *, findings: tuple[Finding, ...] = ()) -> None:
+        super().__init__(message)
+        self.findings = findings
+
+    def __str__(self) -> str:
+        return "\n  ".join((self.message, *map(str, self.findings)))
 
 
 class UnsupportedError(AdytonError):

@@ -21,6 +21,7 @@ from observing import children_of
 from probe import probe_pb2, probe_pb2_grpc
 
 from adyton.errors import ExitCode
+from adyton.tee.registry import TEES
 from adyton.testing.probes import SERVER, write_probe_project
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -307,7 +308,7 @@ def test_doctor() -> None:
     assert "simulation" in done.stdout
     found = json.loads(adyton("doctor", "--json").stdout)
     assert {each["name"] for each in found["launchers"]["process"]} == {"launch", "landlock", "seccomp", "namespaces"}
-    assert found["evidence"] == {"simulated": "simulation"}
+    assert found["evidence"] == {label: each.mark for label, each in TEES.items()}
 
 
 def test_usage_and_version() -> None:

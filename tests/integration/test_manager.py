@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -18,13 +19,17 @@ from adyton.errors import (
     AlreadyExistsError,
     ApplicationError,
     ConfigurationError,
+    ControlProtocolError,
     DeadlineError,
     EnclaveDiedError,
+    EvidenceError,
     UnsupportedError,
     WrongStateError,
 )
 from adyton.host.manager import EnclaveClient, EnclaveManager
 from adyton.proto import control_pb2
+from adyton.proto.control_server import ControlServer, Send
+from adyton.proto.frames import Stream
 from adyton.testing.probes import SERVER, answer, command, config, farewell, probe_bundle, server_config
 
 Ask = Callable[[EnclaveClient, str], str]
@@ -154,6 +159,46 @@ def test_an_error_in_the_block_is_not_hidden_by_the_end(runtime_directory: Path)
     nothing_left(runtime_directory)
 
 
+class Impostor:
+    """A launched enclave that speaks the protocol and answers every request with the same bytes."""
+
+    control: Stream
+
+    def __init__(self, answer_bytes: bytes) -> None:
+        self._reply = control_pb2.Reply(status=control_pb2.Status(), result=answer_bytes)
+        self.control, self._inside = socket.socketpair()
+        self._thread = threading.Thread(target=ControlServer(self._inside, self._accept).serve)
+        self._thread.start()
+
+    def _accept(self, _: control_pb2.Request) -> Callable[[Send], None]:
+        return lambda send: send(self._reply)
+
+    def address_of(self, port: int) -> str:
+        return f"localhost:{port}"
+
+    def log_tail(self) -> tuple[str, ...]:
+        return ()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def explain(self, *, started: bool) -> EnclaveDiedError:
+        return EnclaveDiedError("the impostor is gone")
+
+    def close(self) -> None:
+        self._inside.close()
+
+
+def test_an_answer_that_is_none_is_not_taken_for_one() -> None:
+    enclave = EnclaveClient("impostor", Impostor(b"\xff"), on_gone=lambda _: None)
+    with pytest.raises(EvidenceError, match="the message of evidence does not parse"):
+        enclave.collect_evidence(bytes(64))
+    with pytest.raises(ControlProtocolError, match="what is not an EnclaveOutput"):
+        enclave.enter_and_run()
+    enclave.destroy()
+
+
 def test_asyncio(runtime_directory: Path) -> None:
     async def story() -> None:
         async with adyton.aio.EnclaveManager() as manager:
@@ -166,7 +211,7 @@ def test_asyncio(runtime_directory: Path) -> None:
                 await second.enter_and_run(command("sleep 5"), timeout_seconds=0.1)
             await first.enter_and_run(command("stop done"))
             assert await first.wait_stop_requested() == "done"
-            assert len(await first.collect_evidence(bytes(64))) > 64
+            assert (await first.collect_evidence(bytes(64))).tee == "simulated"
             with pytest.raises(EnclaveDiedError):
                 await second.enter_and_run(command("exit 1"))
             with pytest.raises(EnclaveDiedError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adyton.errors import EvidenceError
+from adyton.tee.evidence import Evidence
 from adyton.tee.simulated.format import (
     HEAD_BYTES,
     encode_signed_part,
@@ -18,11 +22,14 @@ from adyton.tee.simulated.format import (
     parse_simulated,
 )
 from adyton.tee.simulated.verify import verify_simulated
-from adyton.testing.simulated import NOW, EvidenceRecipe, SimulatedVendor, leaf_der, sign_canonically
+from adyton.testing.forgery import NOW
+from adyton.testing.simulated import EvidenceRecipe, SimulatedVendor, certificate, leaf_der, sign_canonically
 
 VENDOR = SimulatedVendor()
 LEAF_KEY = ec.generate_private_key(ec.SECP256R1())
-GENUINE = VENDOR.evidence(EvidenceRecipe(report_data=bytes(range(64)), new_leaf_key=lambda: LEAF_KEY))
+CASE = VENDOR.case(EvidenceRecipe(report_data=bytes(range(64)), new_leaf_key=lambda: LEAF_KEY))
+GENUINE = CASE.evidence.data
+ROOT = CASE.evidence.endorsements[0].data
 LEAF = leaf_der(GENUINE)
 
 
@@ -50,12 +57,16 @@ def bit_flips(draw: st.DrawFn, original: bytes) -> bytes:
     return bytes(data)
 
 
-def _refuses(data: bytes) -> bool:
+def _verdict(evidence: Evidence) -> bool:
     try:
-        verify_simulated(data, roots=[VENDOR.root], now=NOW)
+        verify_simulated(evidence, anchors=CASE.anchors, now=NOW)
     except EvidenceError:
-        return True
-    return False
+        return False
+    return True
+
+
+def _refuses(data: bytes) -> bool:
+    return not _verdict(replace(CASE.evidence, data=data))
 
 
 def test_the_original_is_believed() -> None:
@@ -103,7 +114,7 @@ def test_a_mutated_leaf_is_refused_even_if_its_own_key_signs_the_rest(leaf: byte
 def test_what_the_root_signs_can_be_refused_and_raises_nothing_else(data: st.DataObject) -> None:
     # Even a leaf that is malformed under a good signature of the root: a vendor's mistake is no crash.
     edit = EvidenceRecipe(new_leaf_key=lambda: LEAF_KEY, edit_leaf_before_issue=lambda der: data.draw(bit_flips(der)))
-    _refuses(VENDOR.evidence(edit))
+    _verdict(VENDOR.case(edit).evidence)
 
 
 @settings(max_examples=300)
@@ -126,7 +137,8 @@ def test_extensions_of_any_content_raise_nothing_else(
 ) -> None:
     extension = x509.UnrecognizedExtension(kind.oid, value)
     recipe = EvidenceRecipe()
-    _refuses(VENDOR.evidence(EvidenceRecipe(leaf_extensions=(*recipe.leaf_extensions, (extension, critical)))))
+    changed = EvidenceRecipe(leaf_extensions=(*recipe.leaf_extensions, (extension, critical)))
+    _verdict(VENDOR.case(changed).evidence)
 
 
 @given(
@@ -168,7 +180,21 @@ def test_what_parses_is_encoded_to_the_same_bytes(data: bytes) -> None:
 def test_at_any_time_the_verdict_is_yes_or_evidence_error(now: datetime) -> None:
     inside = NOW - timedelta(minutes=5) <= now <= NOW + timedelta(hours=24)
     if inside:
-        verify_simulated(GENUINE, roots=[VENDOR.root], now=now)
+        verify_simulated(CASE.evidence, anchors=CASE.anchors, now=now)
         return
     with pytest.raises(EvidenceError):
-        verify_simulated(GENUINE, roots=[VENDOR.root], now=now)
+        verify_simulated(CASE.evidence, anchors=CASE.anchors, now=now)
+
+
+@given(mutations(ROOT) | bit_flips(ROOT))
+def test_a_mutated_root_is_no_root(root: bytes) -> None:
+    assert _verdict(replace(CASE.evidence, endorsements=(certificate(root),))) == (root == ROOT)
+
+
+@settings(max_examples=300)
+@given(mutations(ROOT) | bit_flips(ROOT))
+def test_a_mutated_root_raises_nothing_else_even_if_it_is_pinned(root: bytes) -> None:
+    # Whoever pins what is no root made a mistake, and a mistake is no crash.
+    evidence = replace(CASE.evidence, endorsements=(certificate(root),))
+    with suppress(EvidenceError):
+        verify_simulated(evidence, anchors={hashlib.sha256(root).digest()}, now=NOW)

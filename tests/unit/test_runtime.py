@@ -22,8 +22,11 @@ from adyton.bundle.settings import Settings
 from adyton.enclave.runtime import Runtime
 from adyton.errors import AdytonError, ApplicationError, StatusCode
 from adyton.proto.control_pb2 import CollectEvidence, Finalize, Initialize, Reply, Request, Run
+from adyton.tee.evidence import Endorsement, EndorsementKind, Evidence
+from adyton.tee.message import decode_evidence
 
 SECONDS = 10.0
+CRL = Endorsement(kind=EndorsementKind.CRL, data=b"a list")
 
 APPLICATION = """
 from adyton.enclave.application import TrustedApplication
@@ -44,12 +47,12 @@ class App(TrustedApplication):
 
 
 class EchoDevice:
-    """A device whose evidence is what was asked."""
+    """A device whose evidence is what was asked, with something stapled to it."""
 
     tee = "echo"
 
-    def collect_evidence(self, report_data: bytes) -> bytes:
-        return b"evidence over " + report_data
+    def collect_evidence(self, report_data: bytes) -> Evidence:
+        return Evidence(tee=self.tee, data=report_data, endorsements=(CRL,))
 
 
 @pytest.fixture
@@ -126,7 +129,8 @@ def test_a_whole_life(runtime: Runtime, application: ModuleType) -> None:
     application.acts["run"] = lambda app, _: application.EnclaveOutput() if app.context.name == "an enclave" else None
     assert status(answer_of(runtime, initialize())) == OK
     assert status(answer_of(runtime, run())) == OK
-    assert answer_of(runtime, evidence(b"x" * 64)).result == b"evidence over " + b"x" * 64
+    wanted = Evidence(tee="echo", data=b"x" * 64, endorsements=(CRL,))
+    assert decode_evidence(answer_of(runtime, evidence(b"x" * 64)).result) == wanted
     assert not runtime.finalized.is_set()
     assert status(answer_of(runtime, finalize())) == OK
     assert runtime.finalized.is_set()

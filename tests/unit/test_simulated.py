@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.errors import EvidenceError, LaunchError, UnsupportedError
+from adyton.tee.evidence import Evidence
 from adyton.tee.registry import TEES, tee
 from adyton.tee.simulated import root_file
 from adyton.tee.simulated.certificates import LEAF_DNS_NAME, ROOT_COMMON_NAME
@@ -37,16 +38,17 @@ from adyton.tee.simulated.format import (
 )
 from adyton.tee.simulated.platform import SimulatedPlatform, serve
 from adyton.tee.simulated.signature import P256_ORDER
-from adyton.tee.simulated.verify import verify_simulated
+from adyton.tee.simulated.verify import STEPS, VerifiedSimulated, verify_simulated
+from adyton.testing.forgery import NOW, Case
 from adyton.testing.simulated import (
     FORGERIES,
-    NOW,
     EvidenceRecipe,
     RootRecipe,
     SimulatedVendor,
-    forge,
+    certificate,
     leaf_der,
 )
+from adyton.testing.tees import TeeConformance
 
 MEASUREMENT = simulated_measurement(bytes(range(32)))
 REPORT_DATA = bytes(range(64))
@@ -130,22 +132,48 @@ def test_the_order_of_p256_is_that_of_the_library() -> None:
 # --- verify
 
 
+class TestSimulated(TeeConformance):
+    label = "simulated"
+    forgeries = FORGERIES
+
+    def genuine(self) -> Case:
+        return SimulatedVendor().case()
+
+
+def _verify(case: Case) -> VerifiedSimulated:
+    return verify_simulated(case.evidence, anchors=case.anchors, now=case.now)
+
+
 @pytest.fixture(scope="module")
 def vendor() -> SimulatedVendor:
     return SimulatedVendor()
 
 
 def test_genuine_evidence_is_believed(vendor: SimulatedVendor) -> None:
-    data = vendor.evidence(EvidenceRecipe(report_data=REPORT_DATA, measurement=MEASUREMENT))
-    verified = verify_simulated(data, roots=[vendor.root], now=NOW)
+    case = vendor.case(EvidenceRecipe(report_data=REPORT_DATA, measurement=MEASUREMENT))
+    verified = _verify(case)
     assert (verified.report_data, verified.measurement, verified.issued_at) == (REPORT_DATA, MEASUREMENT, NOW)
-    assert verified.root_sha256 == hashlib.sha256(vendor.root.public_bytes(serialization.Encoding.DER)).digest()
+    assert (verified.tee, verified.tcb, verified.platform) == ("simulated", "simulation: protects nothing", "")
+    assert verified.anchor_sha256 == hashlib.sha256(vendor.root.public_bytes(serialization.Encoding.DER)).digest()
+    signed = signature_input(parse_simulated(case.evidence.data).signed_part)
+    assert verified.evidence_sha256 == hashlib.sha256(signed).digest()
 
 
 def test_the_right_one_of_several_roots_of_one_name_is_found(vendor: SimulatedVendor) -> None:
-    roots = [SimulatedVendor().root, vendor.root, SimulatedVendor().root]
-    verified = verify_simulated(vendor.evidence(), roots=roots, now=NOW)
-    assert verified.root_sha256 == vendor.root.fingerprint(hashes.SHA256())
+    first, own, last = SimulatedVendor().case(), vendor.case(), SimulatedVendor().case()
+    stapled = first.evidence.endorsements + own.evidence.endorsements + last.evidence.endorsements
+    verified = verify_simulated(
+        replace(own.evidence, endorsements=stapled),
+        anchors=first.anchors | own.anchors | last.anchors,
+        now=NOW,
+    )
+    assert verified.anchor_sha256 == vendor.root.fingerprint(hashes.SHA256())
+
+
+def test_what_is_stapled_and_not_pinned_is_not_even_parsed(vendor: SimulatedVendor) -> None:
+    case = vendor.case()
+    stapled = (certificate(b"no certificate"), *case.evidence.endorsements)
+    assert _verify(replace(case, evidence=replace(case.evidence, endorsements=stapled))) == _verify(case)
 
 
 @pytest.mark.parametrize(
@@ -162,55 +190,38 @@ def test_what_is_just_inside_the_bounds_is_believed(
     vendor: SimulatedVendor, recipe: EvidenceRecipe, verified_after: timedelta
 ) -> None:
     now = (NOW + verified_after).astimezone(timezone(timedelta(hours=-8)))
-    verified = verify_simulated(vendor.evidence(recipe), roots=[vendor.root], now=now)
-    assert verified.issued_at == NOW + recipe.issued_after
-
-
-@pytest.mark.parametrize("name", FORGERIES)
-def test_every_forgery_is_refused_for_what_is_wrong(name: str) -> None:
-    sample = forge(FORGERIES[name])
-    with pytest.raises(EvidenceError) as caught:
-        verify_simulated(sample.data, roots=sample.roots, now=sample.now)
-    assert FORGERIES[name].refusal in str(caught.value)
+    assert _verify(replace(vendor.case(recipe), now=now)).issued_at == NOW + recipe.issued_after
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_serial_number_zero_is_refused_where_the_library_only_warns() -> None:
-    sample = forge(FORGERIES["leaf has serial number 0"])
     with pytest.raises(EvidenceError, match="does not parse") as caught:
-        verify_simulated(sample.data, roots=sample.roots, now=sample.now)
+        _verify(FORGERIES["leaf has serial number 0"].make())
     assert str(caught.value.__cause__) == "serial number is not positive"
 
 
 def test_reissuing_a_leaf_without_an_edit_that_matters_keeps_it_genuine(vendor: SimulatedVendor) -> None:
     # So what makes the forgery with serial number 0 wrong is that number, and not how it was made.
-    edit = EvidenceRecipe(edit_leaf_before_issue=lambda der: der.replace(b"leaf", b"LEAF"))
-    verify_simulated(vendor.evidence(edit), roots=[vendor.root], now=NOW)
+    _verify(vendor.case(EvidenceRecipe(edit_leaf_before_issue=lambda der: der.replace(b"leaf", b"LEAF"))))
 
 
 def test_the_twin_of_a_signature_is_the_only_thing_wrong_with_it() -> None:
-    sample = forge(FORGERIES["signature with high s"])
-    evidence = parse_simulated(sample.data)
+    evidence = parse_simulated(FORGERIES["signature with high s"].make().evidence.data)
     key = x509.load_der_x509_certificate(evidence.leaf_certificate_der).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
     key.verify(evidence.signature, signature_input(evidence.signed_part), ec.ECDSA(hashes.SHA256()))
 
 
-def test_a_naive_time_is_a_value_error(vendor: SimulatedVendor) -> None:
-    with pytest.raises(ValueError, match="now must have a time zone"):
-        verify_simulated(vendor.evidence(), roots=[vendor.root], now=NOW.replace(tzinfo=None))
-
-
 @pytest.mark.parametrize("now", [datetime.min, datetime.max])
 def test_the_ends_of_time_are_refused_like_any_other(vendor: SimulatedVendor, now: datetime) -> None:
     with pytest.raises(EvidenceError, match=r"is not yet valid|has expired"):
-        verify_simulated(vendor.evidence(), roots=[vendor.root], now=now.replace(tzinfo=UTC))
+        _verify(replace(vendor.case(), now=now.replace(tzinfo=UTC)))
 
 
 def test_a_vendor_can_be_made_for_any_time() -> None:
     now = datetime.now(UTC)
     vendor = SimulatedVendor(RootRecipe(common_name="another"), now=now)
-    assert verify_simulated(vendor.evidence(), roots=[vendor.root], now=now).issued_at == now.replace(microsecond=0)
+    assert _verify(vendor.case()).issued_at == now.replace(microsecond=0)
 
 
 # --- platform
@@ -234,11 +245,17 @@ def platform(tmp_path: Path, clock: FakeClock) -> SimulatedPlatform:
     return SimulatedPlatform.open(tmp_path / "simulated", clock=clock)
 
 
+def _believed(platform: SimulatedPlatform, data: bytes, now: datetime = NOW) -> VerifiedSimulated:
+    root = certificate(platform.root.public_bytes(serialization.Encoding.DER))
+    evidence = Evidence(tee="simulated", data=data, endorsements=(root,))
+    return verify_simulated(evidence, anchors={hashlib.sha256(root.data).digest()}, now=now)
+
+
 def test_a_quote_is_genuine_under_the_platforms_root(tmp_path: Path) -> None:
     platform = SimulatedPlatform.open(tmp_path)
     before = datetime.now(UTC).replace(microsecond=0)
     data = platform.enclave(MEASUREMENT).quote(REPORT_DATA)
-    verified = verify_simulated(data, roots=[platform.root], now=datetime.now(UTC))
+    verified = _believed(platform, data, datetime.now(UTC))
     assert (verified.report_data, verified.measurement) == (REPORT_DATA, MEASUREMENT)
     assert before <= verified.issued_at <= datetime.now(UTC)
 
@@ -246,7 +263,7 @@ def test_a_quote_is_genuine_under_the_platforms_root(tmp_path: Path) -> None:
 def test_many_quotes_all_have_a_canonical_signature(platform: SimulatedPlatform) -> None:
     hardware = platform.enclave(MEASUREMENT)
     for _ in range(64):
-        verify_simulated(hardware.quote(REPORT_DATA), roots=[platform.root], now=NOW)
+        _believed(platform, hardware.quote(REPORT_DATA))
 
 
 def test_the_root_is_a_ca_that_says_what_it_is(platform: SimulatedPlatform) -> None:
@@ -288,13 +305,13 @@ def test_a_leaf_is_renewed_when_less_than_an_hour_is_left(platform: SimulatedPla
     assert leaf_der(second) != first
     keys = [x509.load_der_x509_certificate(der).public_key() for der in (first, leaf_der(second))]
     assert keys[0] != keys[1]
-    verify_simulated(second, roots=[platform.root], now=clock.now + timedelta(hours=23, minutes=59))
+    _believed(platform, second, clock.now + timedelta(hours=23, minutes=59))
 
 
 def test_a_leaf_is_renewed_when_the_clock_was_set_back(platform: SimulatedPlatform, clock: FakeClock) -> None:
     hardware = platform.enclave(MEASUREMENT)
     clock.now -= timedelta(hours=2)
-    verify_simulated(hardware.quote(REPORT_DATA), roots=[platform.root], now=clock.now)
+    _believed(platform, hardware.quote(REPORT_DATA), clock.now)
 
 
 def test_each_enclave_has_a_key_of_its_own(platform: SimulatedPlatform) -> None:
@@ -532,11 +549,14 @@ def _pair(host: Callable[[socket.socket], None], timeout_seconds: float = 10) ->
 
 def test_the_device_gets_genuine_evidence(platform: SimulatedPlatform) -> None:
     assert SimulatedDevice.tee == "simulated"
+    root = platform.root.public_bytes(serialization.Encoding.DER)
     hardware = platform.enclave(MEASUREMENT)
     with _pair(lambda connection: serve(hardware, connection)) as device:
         for report_data in (REPORT_DATA, bytes(64)):
-            data = device.collect_evidence(report_data)
-            assert verify_simulated(data, roots=[platform.root], now=NOW).report_data == report_data
+            evidence = device.collect_evidence(report_data)
+            assert evidence == replace(evidence, tee="simulated", endorsements=(certificate(root),))
+            verified = verify_simulated(evidence, anchors={hashlib.sha256(root).digest()}, now=NOW)
+            assert verified.report_data == report_data
 
 
 def test_many_threads_each_get_their_own_evidence(platform: SimulatedPlatform) -> None:
@@ -544,7 +564,7 @@ def test_many_threads_each_get_their_own_evidence(platform: SimulatedPlatform) -
     wanted = [bytes([number]) * 64 for number in range(64)]
     with _pair(lambda connection: serve(hardware, connection)) as device, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(device.collect_evidence, wanted))
-    assert [parse_simulated(data).report_data for data in answers] == wanted
+    assert [parse_simulated(each.data).report_data for each in answers] == wanted
 
 
 @pytest.mark.parametrize("length", [0, 63, 65])
@@ -553,7 +573,7 @@ def test_report_data_of_wrong_length_does_not_reach_the_hardware(platform: Simul
     with _pair(lambda connection: serve(hardware, connection)) as device:
         with pytest.raises(ValueError, match=f"report_data has 64 bytes, not {length}"):
             device.collect_evidence(bytes(length))
-        assert device.collect_evidence(REPORT_DATA)
+        assert parse_simulated(device.collect_evidence(REPORT_DATA).data).report_data == REPORT_DATA
 
 
 def _answer(*parts: bytes) -> Callable[[socket.socket], None]:
@@ -577,6 +597,10 @@ def _answer(*parts: bytes) -> Callable[[socket.socket], None]:
         ([b"\0\0"], "announced 0 bytes of evidence; 1 to 8192 are allowed"),
         ([struct.pack(">H", 8193), bytes(8193)], "announced 8193 bytes"),
         ([b"\xff\xff"], "announced 65535 bytes"),
+        ([b"\0\1e"], "hung up 2 bytes too early"),
+        ([b"\0\1e", b"\0\0"], "announced 0 bytes of root certificate; 1 to 2048 are allowed"),
+        ([b"\0\1e", struct.pack(">H", 2049), bytes(2049)], "announced 2049 bytes of root certificate"),
+        ([b"\0\1e", b"\0\5root"], "hung up 1 bytes too early"),
     ],
 )
 def test_a_wrong_answer_closes_the_device(answer: list[bytes], message: str) -> None:
@@ -587,11 +611,13 @@ def test_a_wrong_answer_closes_the_device(answer: list[bytes], message: str) -> 
             device.collect_evidence(REPORT_DATA)
 
 
-@pytest.mark.parametrize("length", [1, 8192])
-def test_answers_at_the_bounds_are_taken_in_whatever_pieces(length: int) -> None:
-    answer = struct.pack(">H", length) + b"e" * length
-    with _pair(_answer(answer[:1], answer[1:3], answer[3:])) as device:
-        assert device.collect_evidence(REPORT_DATA) == b"e" * length
+@pytest.mark.parametrize(("length", "root_length"), [(1, 1), (8192, 2048)])
+def test_answers_at_the_bounds_are_taken_in_whatever_pieces(length: int, root_length: int) -> None:
+    data, root = b"e" * length, b"r" * root_length
+    answer = struct.pack(">H", length) + data + struct.pack(">H", root_length) + root
+    with _pair(_answer(answer[:1], answer[1:3], answer[3:-1], answer[-1:])) as device:
+        wanted = Evidence(tee="simulated", data=data, endorsements=(certificate(root),))
+        assert device.collect_evidence(REPORT_DATA) == wanted
 
 
 def test_a_host_that_does_not_answer_is_given_up() -> None:
@@ -663,6 +689,11 @@ def test_serve_returns_on_a_closed_socket(platform: SimulatedPlatform) -> None:
     serve(platform.enclave(MEASUREMENT), theirs)
 
 
+def _receive_prefixed(connection: socket.socket) -> bytes:
+    (length,) = struct.unpack(">H", connection.recv(2, socket.MSG_WAITALL))
+    return connection.recv(length, socket.MSG_WAITALL)
+
+
 def test_serve_takes_a_question_in_pieces(platform: SimulatedPlatform) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -670,8 +701,9 @@ def test_serve_takes_a_question_in_pieces(platform: SimulatedPlatform) -> None:
         thread.start()
         for index in range(64):
             ours.sendall(REPORT_DATA[index : index + 1])
-        (length,) = struct.unpack(">H", ours.recv(2, socket.MSG_WAITALL))
-        assert parse_simulated(ours.recv(length, socket.MSG_WAITALL)).report_data == REPORT_DATA
+        evidence, root = (_receive_prefixed(ours) for _ in range(2))
+        assert parse_simulated(evidence).report_data == REPORT_DATA
+        assert root == platform.root.public_bytes(serialization.Encoding.DER)
         ours.shutdown(socket.SHUT_WR)
         thread.join(timeout=30)
         assert not thread.is_alive()
@@ -682,7 +714,8 @@ def test_serve_takes_a_question_in_pieces(platform: SimulatedPlatform) -> None:
 
 def test_the_registry_finds_the_simulation_and_its_verifier() -> None:
     found = tee("simulated")
-    assert (found.label, found.mark, found.load_verifier()) == ("simulated", "simulation", verify_simulated)
+    assert (found.label, found.mark, found.verifier()) == ("simulated", "simulation", verify_simulated)
+    assert (found.parser(), found.steps(), found.anchors()) == (parse_simulated, STEPS, frozenset())
     assert all(label == known.label for label, known in TEES.items())
     with pytest.raises(TypeError):
         TEES["simulated"] = replace(found, mark="hardware-run")  # type: ignore[index]
@@ -690,7 +723,7 @@ def test_the_registry_finds_the_simulation_and_its_verifier() -> None:
 
 @pytest.mark.parametrize("label", ["", "Simulated", "sgx\n", "x" * 100_000])
 def test_an_unknown_label_is_unsupported_and_the_known_are_listed(label: str) -> None:
-    with pytest.raises(UnsupportedError, match="known are: simulated") as caught:
+    with pytest.raises(UnsupportedError, match="known are: azure, cca, nitro, psa, sgx, simulated, snp, t") as caught:
         tee(label)
     assert repr(label[:64]) in str(caught.value)
     assert len(str(caught.value)) < 200
@@ -704,7 +737,7 @@ def loaded():
     return "cryptography" in sys.modules, "adyton.tee.simulated.verify" in sys.modules
 found = tee("simulated")
 assert loaded() == (False, False), loaded()
-found.load_verifier()
+found.verifier()
 assert loaded() == (True, True), loaded()
 """
     done = _run(script, Path())

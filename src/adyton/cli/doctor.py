@@ -23,14 +23,17 @@ class _Interface:
     missing: str
 
 
-#: Hardware that Adyton is meant for; `missing` says why it is of no use to this version yet.
+_NO_LAUNCHER = "its evidence can be verified; no launcher yet"
+_NO_LAUNCHER_FROM_INSIDE = "its evidence can be asked for and verified; no launcher yet"
+
+#: Hardware that Adyton is meant for; `missing` says what this version can't do with it yet.
 _HARDWARE = (
-    _Interface(technology="sgx", path="/dev/sgx_enclave", missing="no launcher and no verifier yet"),
-    _Interface(technology="tdx", path="/dev/tdx_guest", missing="no launcher and no verifier yet"),
-    _Interface(technology="sev-snp", path="/dev/sev-guest", missing="no launcher and no verifier yet"),
-    _Interface(technology="nitro", path="/dev/nsm", missing="no launcher and no verifier yet"),
-    _Interface(technology="cca", path="/sys/kernel/config/tsm/report", missing="no launcher and no verifier yet"),
-    _Interface(technology="tpm", path="/dev/tpmrm0", missing="no verifier yet"),
+    _Interface(technology="sgx", path="/dev/sgx_enclave", missing=_NO_LAUNCHER),
+    _Interface(technology="tdx", path="/dev/tdx_guest", missing=_NO_LAUNCHER_FROM_INSIDE),
+    _Interface(technology="sev-snp", path="/dev/sev-guest", missing=_NO_LAUNCHER_FROM_INSIDE),
+    _Interface(technology="nitro", path="/dev/nsm", missing=_NO_LAUNCHER_FROM_INSIDE),
+    _Interface(technology="cca", path="/sys/kernel/config/tsm/report", missing=_NO_LAUNCHER_FROM_INSIDE),
+    _Interface(technology="tpm", path="/dev/tpmrm0", missing=_NO_LAUNCHER_FROM_INSIDE),
     _Interface(technology="vm", path="/dev/kvm", missing="no launcher yet"),
 )
 
@@ -73,7 +76,7 @@ def _print(found: dict[str, list[Capability]]) -> None:
     print("\nevidence that can be verified")
     for label, tee in TEES.items():
         print(f"  yes  {label:<12} {tee.mark}")
-    print("\nhardware, of no use to this version yet")
+    print("\nhardware, on which this version launches nothing yet")
     for interface in _HARDWARE:
         present = "here" if Path(interface.path).exists() else "none"
         print(f"  {present:<4} {interface.technology:<12} {interface.path}: {interface.missing}")

@@ -22,6 +22,10 @@ VERBS: dict[str, str] = {
     "build": "make a project's bundle and its measurements.json",
     "run": "start an enclave and serve until Ctrl-C or SIGTERM",
     "call": "call one method of a server, by its reflection",
+    "inspect": "what evidence claims, not verified",
+    "verify": "whether evidence is genuine, and acceptable to a policy",
+    "explain": "a verification step by step, and a policy key by key",
+    "policy": "print the policy that accepts a bundle, of its measurements.json",
     "doctor": "what this machine can launch and attest, and what is missing for the rest",
 }
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from adyton.bundle.settings import Settings
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.tee.evidence import Evidence
 
 
 class Device(Protocol):
@@ -18,8 +19,8 @@ class Device(Protocol):
     def tee(self) -> str:
         """The label of the kind of evidence, as in adyton.tee.registry."""
 
-    def collect_evidence(self, report_data: bytes) -> bytes:
-        """Evidence over exactly 64 bytes of `report_data`. Raises EvidenceError."""
+    def collect_evidence(self, report_data: bytes) -> Evidence:
+        """Evidence over exactly 64 bytes of `report_data`, with what endorses it. Raises EvidenceError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from adyton.proto import control_pb2
 from adyton.proto.control_server import Send
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
 from adyton.proto.messages import parse_message
+from adyton.tee.message import encode_evidence
 
 _log = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class Runtime:
             raise ApplicationError(StatusCode.INVALID_ARGUMENT, "report_data has 64 bytes")
         if self._device is None:
             raise ApplicationError(StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
-        return self._device.collect_evidence(report_data)
+        return encode_evidence(self._device.collect_evidence(report_data))
 
     def _finalize(self, call: control_pb2.Finalize) -> bytes:
         try:

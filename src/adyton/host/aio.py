@@ -14,6 +14,7 @@ from adyton.errors import AdytonError, DeadlineError, EnclaveDiedError
 from adyton.host import manager
 from adyton.host.bundles import Bundle
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.tee.evidence import Evidence
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ class EnclaveClient:
         """The application's `run(input)`. Cancelling the task does not cancel the call inside."""
         return await self._wait(self._client.run_future(input), timeout_seconds, "run")
 
-    async def collect_evidence(self, report_data: bytes, *, timeout_seconds: float = manager.RUN_SECONDS) -> bytes:
+    async def collect_evidence(self, report_data: bytes, *, timeout_seconds: float = manager.RUN_SECONDS) -> Evidence:
         """Evidence by the enclave's hardware over 64 bytes of the caller's choice. Not verified here."""
         return await self._wait(self._client.evidence_future(report_data), timeout_seconds, "collect_evidence")
 

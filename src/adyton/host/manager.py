@@ -36,6 +36,8 @@ from adyton.proto import control_pb2
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.proto.control_client import ControlClient
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.tee.evidence import Evidence
+from adyton.tee.message import decode_evidence
 
 LOAD_SECONDS = 60.0
 RUN_SECONDS = 30.0
@@ -92,15 +94,19 @@ class EnclaveClient:
         call = control_pb2.Run(input=(input or EnclaveInput()).SerializeToString())
         return _mapped(self._call(control_pb2.Request(run=call)), EnclaveOutput.FromString)
 
-    def collect_evidence(self, report_data: bytes, *, timeout_seconds: float = RUN_SECONDS) -> bytes:
-        """Evidence by the enclave's hardware over 64 bytes of the caller's choice. Not verified here."""
+    def collect_evidence(self, report_data: bytes, *, timeout_seconds: float = RUN_SECONDS) -> Evidence:
+        """Evidence by the enclave's hardware over 64 bytes of the caller's choice. Not verified here.
+
+        EvidenceError if the enclave answers with what is no evidence at all.
+        """
         return self._wait(self.evidence_future(report_data), timeout_seconds, "collect_evidence")
 
-    def evidence_future(self, report_data: bytes) -> Future[bytes]:
+    def evidence_future(self, report_data: bytes) -> Future[Evidence]:
         """As `collect_evidence`, but without waiting."""
         if len(report_data) != 64:
             raise ConfigurationError(f"report_data has 64 bytes, not {len(report_data)}")
-        return self._call(control_pb2.Request(collect_evidence=control_pb2.CollectEvidence(report_data=report_data)))
+        call = control_pb2.CollectEvidence(report_data=report_data)
+        return _mapped(self._call(control_pb2.Request(collect_evidence=call)), decode_evidence)
 
     def wait_stop_requested(self, timeout_seconds: float | None = None) -> str | None:
         """Wait until the application asks to be finalized; its reason, or None when the time is over."""

@@ -192,7 +192,7 @@ class Reply(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     result: _builtins.bytes
-    """Run: an adyton.EnclaveOutput. CollectEvidence: the evidence."""
+    """Run: an adyton.EnclaveOutput. CollectEvidence: an adyton.evidence.Evidence."""
     @_builtins.property
     def status(self) -> Global___Status: ...
     def __init__(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal
 
 from adyton.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from cryptography import x509
+from adyton.tee.evidence import Verifier
+from adyton.tee.steps import Step
 
 Mark = Literal["hardware-run", "emulated", "vector-verified", "simulation"]
 """How far a TEE's support has been shown to work; each mark is earned by a test that anyone can run."""
@@ -20,38 +18,64 @@ Mark = Literal["hardware-run", "emulated", "vector-verified", "simulation"]
 _LABEL_SHOWN_CHARACTERS = 64
 
 
-class VerifiedEvidence(Protocol):
-    """What every verifier's result has; the rest differs from TEE to TEE."""
-
-    @property
-    def report_data(self) -> bytes:
-        """The 64 bytes that the enclave had signed."""
-
-
-class Verifier(Protocol):
-    """Raises `EvidenceError` unless `data` is genuine at `now` under one of `roots`; does no I/O."""
-
-    def __call__(self, data: bytes, *, roots: Sequence[x509.Certificate], now: datetime) -> VerifiedEvidence:
-        """Return what the evidence proves."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tee:
-    """One TEE: its label on the wire, its mark, and how to get its verifier. `load_verifier` imports it when called."""
+    """One TEE. What needs its code is a method, and imports that code when called.
+
+    `module` is its package; `name` is what its functions are called by: `parse_snp` in `format`, `verify_snp` in
+    `verify`.
+    """
 
     label: str
+    title: str
     mark: Mark
-    load_verifier: Callable[[], Verifier]
+    module: str
+    name: str
+
+    def verifier(self) -> Verifier:
+        """Decides whether evidence is genuine."""
+        verify: Verifier = getattr(self._import("verify"), f"verify_{self.name}")
+        return verify
+
+    def parser(self) -> Callable[[bytes], Any]:
+        """Bytes → a frozen dataclass, or `EvidenceError`."""
+        parse: Callable[[bytes], Any] = getattr(self._import("format"), f"parse_{self.name}")
+        return parse
+
+    def steps(self) -> tuple[Step, ...]:
+        """The steps that the verifier goes through, in order."""
+        steps: tuple[Step, ...] = self._import("verify").STEPS
+        return steps
+
+    def anchors(self) -> frozenset[bytes]:
+        """The vendor's pinned roots, as SHA-256; empty where whoever relies on the evidence must name their own."""
+        anchors: frozenset[bytes] = self._import("verify").ANCHORS
+        return anchors
+
+    def _import(self, part: str) -> Any:
+        return importlib.import_module(f"adyton.tee.{self.module}.{part}")
 
 
-def _load_simulated() -> Verifier:
-    from adyton.tee.simulated.verify import verify_simulated
-
-    return verify_simulated
+def _tee(label: str, title: str, mark: Mark) -> Tee:
+    name = label.replace("-", "_")
+    return Tee(label=label, title=title, mark=mark, module=name, name=name)
 
 
 TEES: Mapping[str, Tee] = MappingProxyType(
-    {known.label: known for known in (Tee(label="simulated", mark="simulation", load_verifier=_load_simulated),)}
+    {
+        known.label: known
+        for known in (
+            _tee("sgx", "Intel SGX", "vector-verified"),
+            _tee("tdx", "Intel TDX", "vector-verified"),
+            _tee("snp", "AMD SEV-SNP", "vector-verified"),
+            _tee("nitro", "AWS Nitro Enclaves", "vector-verified"),
+            _tee("tpm", "TPM 2.0", "vector-verified"),
+            _tee("azure", "Azure confidential VM (SEV-SNP or TDX with a vTPM)", "vector-verified"),
+            _tee("cca", "Arm CCA", "vector-verified"),
+            _tee("psa", "Arm PSA (TrustZone)", "vector-verified"),
+            _tee("simulated", "simulation", "simulation"),
+        )
+    }
 )
 """All that this build can verify, by the label that evidence carries on the wire."""
 

@@ -1,37 +1,43 @@
 """Simulated evidence under throwaway roots: genuine, and wrong in each single way that its verifier must refuse.
 
-    vendor = SimulatedVendor(now=now)
-    verify_simulated(vendor.evidence(EvidenceRecipe(report_data=...)), roots=[vendor.root], now=now)
+    case = SimulatedVendor(now=now).case(EvidenceRecipe(report_data=...))
+    verify_simulated(case.evidence, anchors=case.anchors, now=case.now)
 
-A recipe's defaults are genuine; what differs from them is what is wrong. `FORGERIES` holds one recipe for each guard of
+A recipe's defaults are genuine; what differs from them is what is wrong. `FORGERIES` holds one case for each guard of
 the parser and the verifier: everything else about it is in order, so without that guard it would pass or fail later.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
+from adyton.tee.evidence import (
+    MAX_ENDORSEMENT_BYTES,
+    MAX_ENDORSEMENTS,
+    MAX_EVIDENCE_BYTES,
+    Endorsement,
+    EndorsementKind,
+    Evidence,
+)
 from adyton.tee.simulated.format import (
     HEAD_BYTES,
-    MAX_EVIDENCE_BYTES,
     encode_signed_part,
     encode_simulated,
     signature_input,
     simulated_measurement,
 )
 from adyton.tee.simulated.signature import P256_ORDER
-
-NOW: Final = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-"""A time for tests that do not need the real one; recipes are relative to the time that the vendor is given."""
+from adyton.testing.forgery import NOW, Case, Forgery
 
 SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 Extensions = tuple[tuple[x509.ExtensionType, bool], ...]
@@ -115,11 +121,19 @@ class SimulatedVendor:
         self._key = new_p256_key()
         name = _name(recipe.common_name)
         dates = (now + recipe.begins_after, now + recipe.ends_after)
-        self.root = _certificate(name, name, self._key, dates, recipe.extensions).sign(self._key, hashes.SHA256())
+        self.root = _builder(name, name, self._key, dates, recipe.extensions).sign(self._key, hashes.SHA256())
 
-    def evidence(self, recipe: EvidenceRecipe | None = None) -> bytes:
-        """Evidence made by the recipe; genuine under `root` at `now` if there is none."""
-        recipe = recipe or EvidenceRecipe()
+    def case(self, recipe: EvidenceRecipe | None = None) -> Case:
+        """Evidence made by the recipe, with its root stapled and pinned; genuine at `now` if there is no recipe."""
+        root = self.root.public_bytes(serialization.Encoding.DER)
+        data = self._data(recipe or EvidenceRecipe())
+        return Case(
+            evidence=Evidence(tee="simulated", data=data, endorsements=(certificate(root),)),
+            anchors=frozenset({hashlib.sha256(root).digest()}),
+            now=self.now,
+        )
+
+    def _data(self, recipe: EvidenceRecipe) -> bytes:
         leaf_key = recipe.new_leaf_key()
         signed_part = encode_signed_part(
             report_data=recipe.report_data,
@@ -133,7 +147,7 @@ class SimulatedVendor:
     def _leaf_der(self, recipe: EvidenceRecipe, key: SigningKey) -> bytes:
         issuer = _name(recipe.leaf_issuer_name) if recipe.leaf_issuer_name else self.root.subject
         dates = (self.now + recipe.leaf_begins_after, self.now + recipe.leaf_ends_after)
-        builder = _certificate(_name("leaf"), issuer, key, dates, recipe.leaf_extensions)
+        builder = _builder(_name("leaf"), issuer, key, dates, recipe.leaf_extensions)
         issued = builder.sign(self._key, hashes.SHA256())
         to_sign = recipe.edit_leaf_before_issue(issued.tbs_certificate_bytes)
         if to_sign == issued.tbs_certificate_bytes:
@@ -156,7 +170,7 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
 
 
-def _certificate(
+def _builder(
     subject: x509.Name, issuer: x509.Name, key: SigningKey, dates: tuple[datetime, datetime], extensions: Extensions
 ) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
@@ -192,41 +206,9 @@ def _sign_high_s(key: SigningKey, signed_part: bytes) -> bytes:
     return encode_dss_signature(r, P256_ORDER - s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """The arguments of `verify_simulated`."""
-
-    data: bytes
-    roots: tuple[x509.Certificate, ...]
-    now: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forgery:
-    """One way of being wrong, and a part of the message with which it must be refused.
-
-    `trusted` says which root the verifier is given: the one that the evidence is under, another with the same name, the
-    leaf itself, or none. `verified_after` is the verifier's time, relative to the vendor's.
-    """
-
-    refusal: str
-    evidence: EvidenceRecipe = field(default_factory=EvidenceRecipe)
-    root: RootRecipe = field(default_factory=RootRecipe)
-    trusted: Literal["own", "stranger", "leaf", "none"] = "own"
-    verified_after: timedelta = timedelta(0)
-
-
-def forge(forgery: Forgery, *, now: datetime = NOW) -> Sample:
-    """Make the forgery, under a root of its own."""
-    vendor = SimulatedVendor(forgery.root, now=now)
-    data = vendor.evidence(forgery.evidence)
-    roots: dict[str, Callable[[], tuple[x509.Certificate, ...]]] = {
-        "own": lambda: (vendor.root,),
-        "stranger": lambda: (SimulatedVendor(forgery.root, now=now).root,),
-        "leaf": lambda: (x509.load_der_x509_certificate(leaf_der(data)),),
-        "none": lambda: (),
-    }
-    return Sample(data=data, roots=roots[forgery.trusted](), now=now + forgery.verified_after)
+def certificate(der: bytes) -> Endorsement:
+    """Those bytes, stapled as a certificate."""
+    return Endorsement(kind=EndorsementKind.CERTIFICATE, data=der)
 
 
 def leaf_der(data: bytes) -> bytes:
@@ -259,11 +241,64 @@ _NO_PARSE: Final = "leaf certificate of the simulated evidence does not parse"
 
 
 def _made(refusal: str, **recipe: Any) -> Forgery:
-    return Forgery(refusal=refusal, evidence=EvidenceRecipe(**recipe))
+    """Evidence of that recipe, under a root of its own."""
+    return Forgery(refusal=refusal, make=lambda: SimulatedVendor().case(EvidenceRecipe(**recipe)))
 
+
+def _rooted(refusal: str, **recipe: Any) -> Forgery:
+    """Genuine evidence under a root of that recipe."""
+    return Forgery(refusal=refusal, make=lambda: SimulatedVendor(RootRecipe(**recipe)).case())
+
+
+def _changed(refusal: str, change: Callable[[Case], Case]) -> Forgery:
+    """A genuine case, changed afterwards."""
+    return Forgery(refusal=refusal, make=lambda: change(SimulatedVendor().case()))
+
+
+def _relabelled(case: Case) -> Case:
+    return replace(case, evidence=replace(case.evidence, tee="another"))
+
+
+def _stapled(case: Case, *endorsements: Endorsement) -> Case:
+    return replace(case, evidence=replace(case.evidence, endorsements=endorsements))
+
+
+def _with_big_endorsement(case: Case) -> Case:
+    big = Endorsement(kind=EndorsementKind.EVENT_LOG, data=bytes(MAX_ENDORSEMENT_BYTES + 1))
+    return _stapled(case, *case.evidence.endorsements, big)
+
+
+def _under_stranger(case: Case) -> Case:
+    """Stapled are its own root and another of the same name; the other is pinned."""
+    stranger = SimulatedVendor().case()
+    both = _stapled(case, *case.evidence.endorsements, *stranger.evidence.endorsements)
+    return replace(both, anchors=stranger.anchors)
+
+
+def _unpinned(case: Case) -> Case:
+    return replace(case, anchors=SimulatedVendor().case().anchors)
+
+
+def _root_as_crl(case: Case) -> Case:
+    return _stapled(case, *(replace(each, kind=EndorsementKind.CRL) for each in case.evidence.endorsements))
+
+
+def _under(case: Case, root: bytes) -> Case:
+    return replace(_stapled(case, certificate(root)), anchors=frozenset({hashlib.sha256(root).digest()}))
+
+
+_BOUNDS_FORGERIES: Final = {
+    "another label": _changed("evidence labelled 'another' was given to the verifier of 'simulated'", _relabelled),
+    "larger than any evidence": _made("65537 bytes; 65536 are allowed", edit=lambda d: d.ljust(MAX_EVIDENCE_BYTES + 1)),
+    "too many endorsements": _changed(
+        "33 endorsements; 32 are allowed", lambda c: _stapled(c, *c.evidence.endorsements * (MAX_ENDORSEMENTS + 1))
+    ),
+    "an endorsement too large": _changed("an endorsement of more than 524288 bytes", _with_big_endorsement),
+    "no anchors": _changed("no anchors are trusted", lambda c: replace(c, anchors=frozenset())),
+}
 
 _FORMAT_FORGERIES: Final = {
-    "too long": _made("more than 8192", edit=lambda d: d.ljust(MAX_EVIDENCE_BYTES + 1)),
+    "too long": _made("more than 8192", edit=lambda d: d.ljust(8193)),
     "empty": _made("ends after 0 bytes, inside its header", edit=lambda _: b""),
     "header cut": _made("inside its header", edit=lambda d: d[: HEAD_BYTES - 1]),
     "magic": _made("magic bytes", edit_before_signing=_overwrite(0, b"a")),
@@ -296,21 +331,28 @@ _LEAF_FORGERIES: Final = {
     "leaf keyUsage not critical": _made("keyUsage is not critical", leaf_extensions=(NOT_CA, _SIGNS_NOT_CRITICAL)),
     "leaf may not sign": _made("lacks digitalSignature", leaf_extensions=(NOT_CA, CERTIFIES)),
     "leaf not yet valid": _made("is not yet valid", leaf_begins_after=timedelta(seconds=1)),
-    "leaf expired": Forgery(refusal="has expired", verified_after=timedelta(hours=24, microseconds=1)),
+    "leaf expired": _changed(
+        "has expired", lambda case: replace(case, now=case.now + timedelta(hours=24, microseconds=1))
+    ),
 }
 
 _CHAIN_FORGERIES: Final = {
-    "no roots": Forgery(refusal="no roots are trusted", trusted="none"),
-    "another root of the same name": Forgery(refusal=_NO_ISSUER, trusted="stranger"),
+    "root not stapled": _changed("no trusted root came with", _stapled),
+    "root stapled but not pinned": _changed("no trusted root came with", _unpinned),
+    "root stapled as something else": _changed("no trusted root came with", _root_as_crl),
+    "pinned root is no certificate": _changed("a trusted root does not parse", lambda case: _under(case, b"\x30\0")),
+    "another root of the same name": _changed(_NO_ISSUER, _under_stranger),
     "issuer of another name": _made(_NO_ISSUER, leaf_issuer_name="somebody"),
     "leaf with an unknown critical extension": _made(_NO_ISSUER, leaf_extensions=(NOT_CA, SIGNS, _UNKNOWN_CRITICAL)),
-    "leaf given as root": Forgery(refusal="itself given as a root", trusted="leaf"),
-    "root not yet valid": Forgery(refusal=_NO_ISSUER, root=RootRecipe(begins_after=timedelta(seconds=1))),
-    "root expired": Forgery(refusal=_NO_ISSUER, root=RootRecipe(ends_after=timedelta(seconds=-1))),
-    "root is no CA": Forgery(refusal=_NO_ISSUER, root=RootRecipe(extensions=(NOT_CA, CERTIFIES))),
-    "root without basicConstraints": Forgery(refusal=_NO_ISSUER, root=RootRecipe(extensions=(CERTIFIES,))),
-    "root without keyUsage": Forgery(refusal=_NO_ISSUER, root=RootRecipe(extensions=(CA,))),
-    "root may not certify": Forgery(refusal=_NO_ISSUER, root=RootRecipe(extensions=(CA, SIGNS))),
+    "leaf stapled as root and pinned": _changed(
+        "itself given as a root", lambda case: _under(case, leaf_der(case.evidence.data))
+    ),
+    "root not yet valid": _rooted(_NO_ISSUER, begins_after=timedelta(seconds=1)),
+    "root expired": _rooted(_NO_ISSUER, ends_after=timedelta(seconds=-1)),
+    "root is no CA": _rooted(_NO_ISSUER, extensions=(NOT_CA, CERTIFIES)),
+    "root without basicConstraints": _rooted(_NO_ISSUER, extensions=(CERTIFIES,)),
+    "root without keyUsage": _rooted(_NO_ISSUER, extensions=(CA,)),
+    "root may not certify": _rooted(_NO_ISSUER, extensions=(CA, SIGNS)),
 }
 
 _SIGNATURE_FORGERIES: Final = {
@@ -324,6 +366,6 @@ _SIGNATURE_FORGERIES: Final = {
 }
 
 FORGERIES: Final[Mapping[str, Forgery]] = MappingProxyType(
-    _FORMAT_FORGERIES | _LEAF_FORGERIES | _CHAIN_FORGERIES | _SIGNATURE_FORGERIES
+    _BOUNDS_FORGERIES | _FORMAT_FORGERIES | _LEAF_FORGERIES | _CHAIN_FORGERIES | _SIGNATURE_FORGERIES
 )
 """By what is wrong, in the order of the verifier's steps."""

@@ -9,9 +9,11 @@ import time
 from typing import ClassVar, Final
 
 from adyton.errors import EvidenceError
+from adyton.tee.evidence import Endorsement, EndorsementKind, Evidence
 from adyton.tee.simulated.format import MAX_EVIDENCE_BYTES, REPORT_DATA_BYTES
 
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
+MAX_ROOT_BYTES: Final = 2048
 _LENGTH: Final = struct.Struct(">H")
 
 
@@ -29,8 +31,8 @@ class SimulatedDevice:
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
 
-    def collect_evidence(self, report_data: bytes) -> bytes:
-        """Evidence over exactly 64 bytes (else `ValueError`), not verified.
+    def collect_evidence(self, report_data: bytes) -> Evidence:
+        """Evidence over exactly 64 bytes (else `ValueError`), with its platform's root stapled, not verified.
 
         No answer within the timeout, or a wrong one: `EvidenceError`, and the device is closed for good, since a late
         answer would be taken for that of the next question.
@@ -46,22 +48,25 @@ class SimulatedDevice:
                 self._connection.close()
                 raise
 
-    def _ask(self, report_data: bytes) -> bytes:
+    def _ask(self, report_data: bytes) -> Evidence:
         deadline = time.monotonic() + self._timeout_seconds
         try:
             self._allow_until(deadline)
             self._connection.sendall(report_data)
-            (length,) = _LENGTH.unpack(self._receive(_LENGTH.size, deadline))
-            if not 0 < length <= MAX_EVIDENCE_BYTES:
-                message = (
-                    f"the simulated device announced {length} bytes of evidence; 1 to {MAX_EVIDENCE_BYTES} are allowed"
-                )
-                raise EvidenceError(message)
-            return self._receive(length, deadline)
+            data = self._receive_prefixed("evidence", MAX_EVIDENCE_BYTES, deadline)
+            root = self._receive_prefixed("root certificate", MAX_ROOT_BYTES, deadline)
         except TimeoutError as error:
             raise EvidenceError(f"the simulated device did not answer in {self._timeout_seconds:g} s") from error
         except OSError as error:
             raise EvidenceError(f"the simulated device can't be reached: {error.strerror}") from error
+        endorsement = Endorsement(kind=EndorsementKind.CERTIFICATE, data=root)
+        return Evidence(tee=self.tee, data=data, endorsements=(endorsement,))
+
+    def _receive_prefixed(self, what: str, at_most: int, deadline: float) -> bytes:
+        (length,) = _LENGTH.unpack(self._receive(_LENGTH.size, deadline))
+        if not 0 < length <= at_most:
+            raise EvidenceError(f"the simulated device announced {length} bytes of {what}; 1 to {at_most} are allowed")
+        return self._receive(length, deadline)
 
     def _receive(self, count: int, deadline: float) -> bytes:
         received = b""

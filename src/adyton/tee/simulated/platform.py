@@ -76,6 +76,11 @@ class SimulatedHardware:
         self._lock = threading.Lock()
         self._renew_leaf(clock())
 
+    @property
+    def root(self) -> x509.Certificate:
+        """What it is under; it goes with each quote, for a client knows only its digest."""
+        return self._root.certificate
+
     def quote(self, report_data: bytes) -> bytes:
         """Evidence over exactly 64 bytes (else `ValueError`), issued now, under a leaf with an hour or more to live."""
         if len(report_data) != REPORT_DATA_BYTES:
@@ -99,14 +104,19 @@ class SimulatedHardware:
 
 
 def serve(hardware: SimulatedHardware, connection: socket.socket) -> None:
-    """Answer the enclave's `SimulatedDevice`: 64 bytes of report_data in, u16 length and evidence out, until it ends.
+    """Answer the enclave's `SimulatedDevice`, until it ends: 64 bytes of report_data in, evidence and DER root out.
 
-    For a thread of the launcher. Returns when either side closes or the connection fails; does not close it.
+    Each of the two comes after its length, a big-endian u16. For a thread of the launcher. Returns when either side
+    closes or the connection fails; does not close it.
     """
+    root = _prefixed(hardware.root.public_bytes(serialization.Encoding.DER))
     with contextlib.suppress(OSError):
         while len(report_data := _receive(connection, REPORT_DATA_BYTES)) == REPORT_DATA_BYTES:
-            evidence = hardware.quote(report_data)
-            connection.sendall(struct.pack(">H", len(evidence)) + evidence)
+            connection.sendall(_prefixed(hardware.quote(report_data)) + root)
+
+
+def _prefixed(data: bytes) -> bytes:
+    return struct.pack(">H", len(data)) + data
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:

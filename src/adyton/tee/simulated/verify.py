@@ -6,101 +6,102 @@ checked, because policy decides it: how old the evidence is, which measurement i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import ClassVar, Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 
 from adyton.errors import EvidenceError
+from adyton.tee._x509 import MALFORMED, certificate_sha256, check_dates, load_certificate
+from adyton.tee.evidence import EndorsementKind, Evidence, check_verifiable
 from adyton.tee.simulated.format import parse_simulated, signature_input
 from adyton.tee.simulated.signature import verify_low_s
+from adyton.tee.steps import Step, Trace
 
 MAX_ISSUED_IN_FUTURE: Final = timedelta(minutes=5)
 """How far the platform's clock may be ahead of the verifier's."""
 
-# What `cryptography` raises for a hostile certificate. It only warns about some encodings, but a process may have made
-# warnings errors, and even then nothing but EvidenceError may escape.
-_MALFORMED: Final = (
-    ValueError,
-    TypeError,
-    OverflowError,
-    UnsupportedAlgorithm,
-    Warning,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
+ANCHORS: Final[frozenset[bytes]] = frozenset()
+"""None: every machine's simulation has a root of its own, which a policy must name."""
+
+_FORMAT: Final = Step(title="the evidence parses to its last byte", reference="adyton.tee.simulated.format")
+_LEAF: Final = Step(title="the leaf certificate parses", reference="RFC 5280, section 4.1")
+_KEY: Final = Step(title="its key is of P-256", reference="SP 800-186, section 3.2.1.3")
+_ROLE: Final = Step(title="it may sign and may not certify", reference="RFC 5280, sections 4.2.1.3 and 4.2.1.9")
+_DATES: Final = Step(title="it is valid now", reference="RFC 5280, section 4.1.2.5")
+_CHAIN: Final = Step(title="a trusted root, valid now, issued it", reference="RFC 5280, section 6.1")
+_SIGNATURE: Final = Step(title="it signed the evidence, in canonical form", reference="FIPS 186-5, section 6.4.2")
+_TIME: Final = Step(title="the evidence is not from the future", reference="RFC 9334, section 10")
+
+STEPS: Final = (_FORMAT, _LEAF, _KEY, _ROLE, _DATES, _CHAIN, _SIGNATURE, _TIME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedSimulated:
-    """What genuine evidence says. `root_sha256` is the SHA-256 of the DER certificate of the root that it is under."""
+    """What genuine evidence says."""
+
+    tee: ClassVar[str] = "simulated"
+    tcb: ClassVar[str] = "simulation: protects nothing"
+    platform: ClassVar[str] = ""
 
     measurement: bytes
     report_data: bytes
     issued_at: datetime
-    root_sha256: bytes
+    evidence_sha256: bytes
+    anchor_sha256: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Leaf:
-    """A leaf certificate of which every part that is used below has been parsed."""
+def verify_simulated(
+    evidence: Evidence, *, anchors: Collection[bytes], now: datetime, trace: Trace | None = None
+) -> VerifiedSimulated:
+    """Verify in the order of `STEPS`; the first that fails raises `EvidenceError`.
 
-    certificate: x509.Certificate
-    public_key: object
-    extensions: x509.Extensions
-    not_before: datetime
-    not_after: datetime
-
-
-def verify_simulated(data: bytes, *, roots: Sequence[x509.Certificate], now: datetime) -> VerifiedSimulated:
-    """Verify in eight steps; the first that fails raises `EvidenceError`. A `now` without time zone is a ValueError.
-
-    Trusted before: `roots` and `now`. Trusted after: that the owner of one of the roots' keys signed the result.
+    The root comes as a CERTIFICATE endorsement, and is one if its SHA-256 is among `anchors`. Trusted after: that the
+    owner of that root's key signed the result.
     """
-    if now.utcoffset() is None:
-        raise ValueError("now must have a time zone")
-    evidence = parse_simulated(data)  # 1. the format, to the last byte
-    leaf = _parse_leaf(evidence.leaf_certificate_der)  # 2. the leaf certificate parses
-    key = _check_key(leaf)  # 3. its key is of P-256
-    _check_role(leaf.extensions)  # 4. it may sign and may not certify
-    _check_dates(leaf, now)  # 5. it is valid at `now`
-    root = _verify_chain(leaf.certificate, roots, now)  # 6. one of the roots, valid at `now`, issued it
-    verify_low_s(key, evidence.signature, signature_input(evidence.signed_part))  # 7. it signed the evidence
-    if evidence.issued_at - now > MAX_ISSUED_IN_FUTURE:  # 8. not from the future; how old it may be is policy's
-        raise EvidenceError(f"the simulated evidence is from the future: issued {evidence.issued_at}, now it is {now}")
+    check_verifiable(evidence, VerifiedSimulated.tee, anchors, now)
+    trace = trace or Trace()
+    trace.begin(_FORMAT)
+    parsed = parse_simulated(evidence.data)
+    trace.begin(_LEAF)
+    leaf = load_certificate(parsed.leaf_certificate_der, "the leaf certificate of the simulated evidence")
+    trace.begin(_KEY)
+    key = _check_key(leaf)
+    trace.begin(_ROLE)
+    _check_role(leaf.extensions)
+    trace.begin(_DATES)
+    check_dates(leaf, now, "the leaf certificate")
+    trace.begin(_CHAIN)
+    root = _verify_chain(leaf, _pinned_roots(evidence, anchors), now)
+    trace.begin(_SIGNATURE)
+    signed = signature_input(parsed.signed_part)
+    verify_low_s(key, parsed.signature, signed)
+    trace.begin(_TIME)
+    if parsed.issued_at - now > MAX_ISSUED_IN_FUTURE:
+        raise EvidenceError(f"the simulated evidence is from the future: issued {parsed.issued_at}, now it is {now}")
     return VerifiedSimulated(
-        measurement=evidence.measurement,
-        report_data=evidence.report_data,
-        issued_at=evidence.issued_at,
-        root_sha256=root.fingerprint(hashes.SHA256()),
+        measurement=parsed.measurement,
+        report_data=parsed.report_data,
+        issued_at=parsed.issued_at,
+        evidence_sha256=hashlib.sha256(signed).digest(),
+        anchor_sha256=certificate_sha256(root),
     )
 
 
-def _parse_leaf(der: bytes) -> _Leaf:
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        if certificate.serial_number <= 0:  # RFC 5280, 4.1.2.2; the library only warns
-            raise ValueError("serial number is not positive")
-        return _Leaf(
-            certificate=certificate,
-            public_key=certificate.public_key(),
-            extensions=certificate.extensions,
-            not_before=certificate.not_valid_before_utc,
-            not_after=certificate.not_valid_after_utc,
-        )
-    except _MALFORMED as error:
-        raise EvidenceError("the leaf certificate of the simulated evidence does not parse") from error
+def _pinned_roots(evidence: Evidence, anchors: Collection[bytes]) -> list[x509.Certificate]:
+    # Only what is pinned is looked into at all.
+    stapled = evidence.endorsed(EndorsementKind.CERTIFICATE)
+    pinned = [der for der in stapled if hashlib.sha256(der).digest() in anchors]
+    return [load_certificate(der, "a trusted root") for der in pinned]
 
 
-def _check_key(leaf: _Leaf) -> ec.EllipticCurvePublicKey:
-    key = leaf.public_key
+def _check_key(leaf: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    key = leaf.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise EvidenceError("the leaf certificate's key is not of P-256")
     return key
@@ -120,23 +121,15 @@ def _check_role(extensions: x509.Extensions) -> None:
         raise EvidenceError("the leaf certificate's keyUsage lacks digitalSignature")
 
 
-def _check_dates(leaf: _Leaf, now: datetime) -> None:
-    # The chain's verifier looks at dates too, but drops fractions of a second and does not say which date was wrong.
-    if now < leaf.not_before:
-        raise EvidenceError(f"the leaf certificate is not yet valid: from {leaf.not_before}, now it is {now}")
-    if now > leaf.not_after:
-        raise EvidenceError(f"the leaf certificate has expired: on {leaf.not_after}, now it is {now}")
-
-
 def _verify_chain(leaf: x509.Certificate, roots: Sequence[x509.Certificate], now: datetime) -> x509.Certificate:
     """The one of `roots` that issued `leaf` itself; it must be a CA and valid at `now`."""
     if not roots:
-        raise EvidenceError("no roots are trusted, so no simulated evidence is genuine")
+        raise EvidenceError("no trusted root came with the simulated evidence")
     policy = verification.PolicyBuilder().store(verification.Store(list(roots))).time(now).max_chain_depth(0)
     policy = policy.extension_policies(ca_policy=_ROOT_EXTENSIONS, ee_policy=verification.ExtensionPolicy.permit_all())
     try:
         chain = policy.build_client_verifier().verify(leaf, []).chain
-    except (verification.VerificationError, *_MALFORMED) as error:
+    except (verification.VerificationError, *MALFORMED) as error:
         message = f"the leaf certificate has no valid chain to any of the {len(roots)} trusted roots"
         raise EvidenceError(message) from error
     if len(chain) != 2:

@@ -1,0 +1,36 @@
+"""Rules for a TPM 2.0's quote; facts from `VerifiedTpm`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from adyton.policy.readings import ANY, hex_bytes, registers
+from adyton.policy.rules._common import events, listed
+from adyton.policy.schema import Field, Schema
+
+PCRS: Final = 24
+"""How many registers a PC client's TPM has (TCG PC Client Platform TPM Profile, section 4.6.1)."""
+
+SHA256_PCRS: Final = Field(
+    key="pcrs",
+    read=registers(hex_bytes({32}), PCRS),
+    fact=lambda verified, _: verified.quote.pcrs.get("sha256", {}),
+    mend="quote these registers of the SHA-256 bank; add the values if this is what you meant to boot",
+)
+
+SHA256_EVENTS: Final = events("pcr_events", "quote.events", "sha256", 32, PCRS)
+
+TPM: Final = Schema(
+    tee="tpm",
+    fields=(
+        SHA256_PCRS,
+        SHA256_EVENTS,
+        listed(
+            "platforms",
+            32,
+            "add the digest of this TPM's attestation key if it is one of yours",
+            path="ak_sha256",
+            suggested=ANY,
+        ),
+    ),
+)
