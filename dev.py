@@ -98,18 +98,24 @@ def make_venv() -> None:
     run_quietly(sys.executable, "-m", "venv", VENV)
 
 
-def install_bubblewrap() -> None:
-    """One launcher mode needs bubblewrap; without it, its tests are skipped and counted."""
-    if shutil.which("bwrap"):
+PROGRAMS = {"bwrap": "bubblewrap", "swtpm": "swtpm"}
+"""What some tests run, and the package of Debian and Ubuntu that has it; without it, those tests are skipped."""
+
+
+def install_programs() -> None:
+    """Install them where that is allowed, and otherwise say the line that does."""
+    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+    if not missing:
         return
-    line = "apt-get update && apt-get install --yes bubblewrap"
+    names = " ".join(missing)
+    line = f"apt-get update && apt-get install --yes --no-install-recommends {names}"
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        with step("bubblewrap, from the distribution"):
+        with step(f"{names}, from the distribution"):
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             done = subprocess.run(["sh", "-c", line], check=False, **quiet)  # type: ignore[call-overload]
         if done.returncode == 0:
             return
-    say(f"  - bubblewrap is not installed, so tests of namespaces will be skipped; as root: {line}")
+    say(f"  - not installed, so that the tests that need it are skipped: {names}; as root: {line}")
 
 
 def tool(*arguments: str | Path) -> int:
@@ -139,7 +145,7 @@ def check() -> int:
 
 def test(arguments: argparse.Namespace) -> int:
     set_up()
-    install_bubblewrap()
+    install_programs()
     say("Checks")
     failed = check()
     say("Tests")
@@ -153,6 +159,18 @@ def test(arguments: argparse.Namespace) -> int:
 def guards(arguments: argparse.Namespace) -> int:
     set_up()
     return tool("tools/guards.py", *arguments.labels)
+
+
+TRUSTED = "*/adyton/tee/*/format.py,*/adyton/tee/*/verify.py,*/adyton/policy/*"
+"""What a client must trust: every branch of it is taken by the unit and property tests."""
+
+
+def coverage(_: argparse.Namespace) -> int:
+    set_up()
+    pytest = ("-m", "pytest", "-q", "-p", "no:xdist", "tests/unit", "tests/property")
+    code = tool("-m", "coverage", "run", "--data-file=build/coverage", *pytest)
+    report = ("--data-file=build/coverage", "--show-missing", "--skip-covered", "--fail-under=100")
+    return code or tool("-m", "coverage", "report", *report, f"--include={TRUSTED}")
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -208,6 +226,7 @@ def main() -> int:
     testing.add_argument("--fast", action="store_true", help="leave out the tests marked slow")
     guarding = verb("guards", "take out each guard of the verifiers: does a forgery notice?", guards)
     guarding.add_argument("labels", nargs="*", metavar="LABEL", help="of a TEE; all of them if none is named")
+    verb("coverage", "every branch of what a client must trust, by the unit and property tests", coverage)
     benching = verb("bench", "verifiers beside bare libraries; the server beside bare grpcio, by h2load", bench)
     benching.add_argument("which", nargs="?", choices=("evidence", "server"), help="both, if neither is named")
     verb("setup", "only make .venv", setup)

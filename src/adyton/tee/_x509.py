@@ -156,10 +156,10 @@ def verify_path(
     """
     check_dates(leaf, now, what)
     check_dates(root, now, f"the root of {what}")
+    policy = verification.PolicyBuilder().store(verification.Store([root])).time(now)
+    policy = policy.max_chain_depth(MAX_PATH_ISSUERS - 1)
+    policy = policy.extension_policies(ca_policy=_CA, ee_policy=verification.ExtensionPolicy.permit_all())
     try:
-        policy = verification.PolicyBuilder().store(verification.Store([root])).time(now)
-        policy = policy.max_chain_depth(MAX_PATH_ISSUERS - 1)
-        policy = policy.extension_policies(ca_policy=_CA, ee_policy=verification.ExtensionPolicy.permit_all())
         path = policy.build_client_verifier().verify(leaf, list(intermediates)).chain
     except (verification.VerificationError, *MALFORMED) as error:
         raise EvidenceError(f"{what} has no valid path to the trusted root") from error

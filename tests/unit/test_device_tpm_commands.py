@@ -277,7 +277,7 @@ def test_a_quote_that_is_none_is_refused() -> None:
 # --- NV memory
 
 
-@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 2600])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 2600, MAX_NV_BYTES])
 def test_nv_memory_is_written_and_read(size: int) -> None:
     soft = SoftTpm()
     with _kernel(soft.transmit) as kernel:
