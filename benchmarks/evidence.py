@@ -283,6 +283,7 @@ def milliseconds(call: Call) -> float:
 
 
 def first_time(call: Call) -> float:
+    """Milliseconds, with nothing remembered."""
     for name in [name for name in sys.modules if name.startswith("adyton.tee.")]:
         for value in vars(sys.modules[name]).values():
             if isinstance(value, functools._lru_cache_wrapper):
@@ -323,11 +324,9 @@ def compare_imports(processes: int) -> Iterator[str]:
         name: partial(subprocess.run, [sys.executable, "-c", each], check=True) for name, each in statements.items()
     }
     turns = [{name: milliseconds(run) for name, run in runs.items()} for _ in range(processes)]
-    client = [turn["client"] - turn["nothing"] for turn in turns]
+    client, verifiers = ([turn[name] - turn["nothing"] for turn in turns] for name in ("client", "verifiers"))
     print(f"| import of policy and registry, ms | {spread(client)} | {IMPORT_GOAL_MS:.0f} |")
-    print(
-        f"| the same, and of all verifiers, ms | {spread([turn['verifiers'] - turn['nothing'] for turn in turns])} | |"
-    )
+    print(f"| the same, and of all verifiers, ms | {spread(verifiers)} | |")
     if statistics.median(client) > IMPORT_GOAL_MS:
         yield f"the import takes {statistics.median(client):.0f} ms, {IMPORT_GOAL_MS:.0f} are the goal"
 

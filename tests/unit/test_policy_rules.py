@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from rule_values import EVERYTHING, changed, choices, fitting_table, policy_of
 
-from adyton.errors import ConfigurationError, Finding, PolicyError
-from adyton.policy.appraisal import Appraisal, appraise
+from adyton.errors import ConfigurationError, EvidenceError, Finding, PolicyError
+from adyton.policy.appraisal import Appraisal, appraise, evaluate
 from adyton.policy.insecurity import Insecurity
 from adyton.policy.rules import SCHEMAS
 from adyton.tee.evidence import VerifiedEvidence
@@ -102,3 +103,22 @@ def test_an_insecurity_needs_both_words(label: str) -> None:
         return
     found = refused(label, table(label), allow=frozenset())
     assert [finding.got for finding in found] == sorted(used)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_evidence_is_verified_under_the_policys_anchors_and_then_appraised(label: str) -> None:
+    case = genuine(label)
+    policy = policy_of(label, fitting_table(SCHEMAS[label], case.verify_with(tee(label).verifier()), NOW))
+    policy = replace(policy, anchors={label: case.anchors})
+    appraisal = evaluate(case.evidence, policy, now=case.now, report_data=None, allow=EVERYTHING)
+    assert (appraisal.tee, appraisal.rule) == (label, "rule 0")
+    with pytest.raises(EvidenceError):
+        evaluate(case.evidence, replace(policy, anchors={label: frozenset({bytes(32)})}), now=NOW, report_data=None)
+
+
+def test_a_rule_for_other_hardware_underneath_says_so_and_nothing_else() -> None:
+    other = table("azure")
+    other["tdx"] = table("tdx")
+    del other["snp"]
+    (finding,) = refused("azure", other)
+    assert (finding.subject, finding.got, finding.wanted) == ("hardware", "snp", "tdx")

@@ -150,9 +150,9 @@ def verify_path(
 ) -> Sequence[x509.Certificate]:
     """Validate a path from `leaf` to `root` (RFC 5280, section 6.1) and return it, leaf first.
 
-    Every issuer must be a CA with keyCertSign, and not sign with a weak or rare algorithm; RSA-PSS is refused, so AMD's
-    chains need `check_issued_by`. `intermediates` may be more than the path needs, in any order. Not looked at:
-    revocation, what the leaf is for, the signature and issuer of `root`.
+    Every issuer must be a CA with keyCertSign, and sign with an algorithm of the Web's PKI; RSA-PSS as AMD writes it is
+    none, so AMD's chains need `check_issued_by`. `intermediates` may be more than the path needs, in any order. Not
+    looked at: revocation, what the leaf is for, the signature and issuer of `root`.
     """
     check_dates(leaf, now, what)
     check_dates(root, now, f"the root of {what}")
