@@ -30,14 +30,13 @@ import grimp
 
 from adyton.errors import EvidenceError
 from adyton.tee.registry import TEES, tee
-from adyton.testing.forgery import Case, Forgery
+from adyton.testing import samples
+from adyton.testing.forgery import Case
 
 #: Calls that are statements of their own and refuse nothing.
 HARMLESS = {"add", "append", "begin", "extend", "setdefault", "simplefilter", "take", "update"}
 #: Functions that no evidence makes refuse, and why they are there all the same.
 UNREACHABLE = {"check_agreement": "it compares two parsers, which agree; it is for the day when one of them changes"}
-#: The module and the name of forgeries that are not simply FORGERIES in the module of their TEE.
-ELSEWHERE = {"sgx": ("dcap_forgeries", "SGX_FORGERIES"), "tdx": ("dcap_forgeries", "TDX_FORGERIES")}
 #: A verification that has lost a bound may not end by itself.
 SECONDS = 10.0
 
@@ -205,8 +204,7 @@ def trials(label: str) -> Sequence[Trial]:
 
     One that is not refused as it says is left out: it would seem to notice everything.
     """
-    module, name = ELSEWHERE.get(label, (label, "FORGERIES"))
-    forgeries: Mapping[str, Forgery] = getattr(importlib.import_module(f"adyton.testing.{module}"), name)
+    forgeries = samples.forgeries(label)
     made = {name: Trial(label=label, refusal=each.refusal, case=each.make()) for name, each in forgeries.items()}
     any_case = next(iter(made.values())).case
     mislabelled = replace(any_case, evidence=replace(any_case.evidence, tee="another"))

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.errors import ConfigurationError, PolicyError
-from adyton.policy.constraints import NoneBut, OneOf, Unresolved
+from adyton.policy.constraints import NoComponentBelow, NoneBut, OneOf, Permitted, Unresolved
 from adyton.policy.document import Policy
 from adyton.policy.signed import MAX_DOCUMENT_BYTES, PAYLOAD_TYPE, pre_authentication_encoding
 
@@ -109,6 +109,17 @@ def test_lists_of_what_may_occur_can_be_signed_too() -> None:
     assert psa.constraints["components"] == NoneBut(frozenset({b"\xab" * 32}))
     (psa,) = Policy.parse(text).rules_for("psa")
     assert psa.constraints["components"] == Unresolved("them")
+
+
+def test_any_key_can_be_signed_and_accepts_nothing_without_its_document() -> None:
+    rule = '[[snp]]\nname = "s"\nmeasurement = "any"\nproducts = ["Genoa"]\nplatforms = "any"\n'
+    text = policy_text() + f'{rule}min_tcb = {{ signed = "them" }}\nsmt = {{ signed = "them" }}\n'.encode()
+    values = {"snp": {"min_tcb": {"snp": 23}, "smt": True}}
+    (snp,) = Policy.parse(text, reference_values=[document(values=values)], now=NOW).rules_for("snp")
+    assert snp.constraints["min_tcb"] == NoComponentBelow({"snp": 23})
+    assert snp.constraints["smt"] == Permitted(True)
+    (snp,) = Policy.parse(text).rules_for("snp")
+    assert snp.constraints["min_tcb"] == snp.constraints["smt"] == Unresolved("them")
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from adyton.bundle.settings import Settings
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
-from adyton.tee.evidence import Evidence
 
-
-class Device(Protocol):
-    """The hardware's side of attestation, as the enclave sees it."""
-
-    @property
-    def tee(self) -> str:
-        """The label of the kind of evidence, as in adyton.tee.registry."""
-
-    def collect_evidence(self, report_data: bytes) -> Evidence:
-        """Evidence over exactly 64 bytes of `report_data`, with what endorses it. Raises EvidenceError."""
+if TYPE_CHECKING:
+    from adyton.tee.devices import Device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

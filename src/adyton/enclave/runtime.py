@@ -13,12 +13,12 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from adyton.bundle.settings import Settings
-from adyton.enclave.application import Device, EnclaveContext, TrustedApplication
+from adyton.enclave.application import EnclaveContext, TrustedApplication
 from adyton.enclave.lifecycle import LifeCycle, Step
 from adyton.enclave.logs import start_logging
 from adyton.errors import AdytonError, ApplicationError, ConfigurationError, StatusCode, WrongStateError
@@ -27,6 +27,9 @@ from adyton.proto.control_server import Send
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
 from adyton.proto.messages import parse_message
 from adyton.tee.message import encode_evidence
+
+if TYPE_CHECKING:
+    from adyton.tee.devices import Device
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from adyton.errors import ConfigurationError, Finding
-from adyton.policy.constraints import Constraint
+from adyton.policy.constraints import Constraint, Unresolved
 from adyton.policy.insecurity import Insecurity
 
 Reading = Callable[[Any, str], Constraint]
@@ -67,6 +67,8 @@ class Schema:
         if missing:
             message = f"{where} lacks {', '.join(missing)}"
             raise ConfigurationError(message, mend='add them; what may be anything is written out as "any"')
-        return {
-            field.key: field.read(table.get(field.key, field.default), f"{where}: {field.key}") for field in self.fields
-        }
+        return {field.key: _constraint(field, table.get(field.key, field.default), where) for field in self.fields}
+
+
+def _constraint(field: Field, value: Any, where: str) -> Constraint:
+    return value if isinstance(value, Unresolved) else field.read(value, f"{where}: {field.key}")

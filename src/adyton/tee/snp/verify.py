@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import ClassVar, Final
 
 from adyton.errors import EvidenceError
+from adyton.tee._pins import AMD_ARK_GENOA, AMD_ARK_MILAN, AMD_ARK_TURIN
 from adyton.tee._x509 import certificate_sha256
 from adyton.tee.evidence import EndorsementKind, Evidence, check_verifiable
 from adyton.tee.snp.chain import (
@@ -30,45 +31,39 @@ from adyton.tee.snp.leaf import Leaf, check_owner, check_tcb, parse_leaf
 from adyton.tee.snp.products import PRODUCTS, Product, ProductName, Tcb
 from adyton.tee.steps import Step, Trace
 
-ANCHORS: Final = frozenset(
-    {
-        bytes.fromhex("69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd"),  # ARK-Milan
-        bytes.fromhex("4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1"),  # ARK-Genoa
-        bytes.fromhex("1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a"),  # ARK-Turin
-    }
-)
+ANCHORS: Final = frozenset({AMD_ARK_MILAN, AMD_ARK_GENOA, AMD_ARK_TURIN})
 """SHA-256 of AMD's root certificates."""
 
 FORMAT: Final = Step(
-    title="The report is well-formed, and of a version that is known",
+    title="the report is well-formed, and of a version that is known",
     reference="AMD 56860, section 7.3",
 )
 SIGNATURE: Final = Step(
-    title="The key of a VCEK or VLEK certificate signed it",
+    title="the key of a VCEK or VLEK certificate signed it",
     reference="AMD 56860, section 7.3",
 )
 CHAIN: Final = Step(
-    title="An anchor issued that certificate, through an ASK or ASVK",
+    title="an anchor issued that certificate, through an ASK or ASVK",
     reference="RFC 5280, section 6.1; RFC 4055, section 3.1",
 )
 VALIDITY: Final = Step(
-    title="All certificates are valid now",
+    title="all certificates are valid now",
     reference="RFC 5280, sections 4.1.2.5 and 4.2",
 )
 REVOCATION: Final = Step(
-    title="The root's CRL, if there is one, is current and does not list the ASK or ASVK",
+    title="the root's CRL, if there is one, is current and does not list the ASK or ASVK",
     reference="RFC 5280, section 6.3",
 )
 PRODUCT: Final = Step(
-    title="Root, certificates and CPU are of one product",
+    title="root, certificates and CPU are of one product",
     reference="AMD 57230, tables 8 and 11; AMD 56860, section 7.3",
 )
 ENDORSEMENT: Final = Step(
-    title="The certificate is for the report's TCB version, and for its chip or a cloud provider",
+    title="the certificate is for the report's TCB version, and for its chip or a cloud provider",
     reference="AMD 57230, tables 8 and 11",
 )
 TCB: Final = Step(
-    title="The TCB versions are well-formed and in order: reported, committed, current",
+    title="the TCB versions are well-formed and in order: reported, committed, current",
     reference="AMD 56860, section 2.2",
 )
 STEPS: Final[tuple[Step, ...]] = (FORMAT, SIGNATURE, CHAIN, VALIDITY, REVOCATION, PRODUCT, ENDORSEMENT, TCB)
