@@ -189,9 +189,10 @@ def check_not_revoked(
     what: str,
 ) -> None:
     """Refuse unless `crl` is the issuer's own, is current at `now`, and does not list the certificate (section 6.3)."""
-    if crl.issuer != issuer.subject or certificate.issuer != issuer.subject:
-        raise EvidenceError(f"the CRL for {what} is of another issuer")
-    _check_crl_signature(crl, issuer, what)
+    _, usage = constraints_and_usage(issuer, f"the issuer of the CRL for {what}")
+    if not usage.crl_sign:
+        raise EvidenceError(f"the issuer of the CRL for {what} may not sign it: its keyUsage lacks cRLSign")
+    check_crl_is_of(issuer, crl, certificate, what)
     if any(extension.critical for extension in crl.extensions):  # it is partial, indirect, or a delta, section 5.2
         raise EvidenceError(f"the CRL for {what} has a critical extension, of which none is known")
     if now < crl.last_update_utc:
@@ -206,10 +207,12 @@ def check_not_revoked(
         raise EvidenceError(f"{what} has been revoked: on {listed.revocation_date_utc}")
 
 
-def _check_crl_signature(crl: x509.CertificateRevocationList, issuer: x509.Certificate, what: str) -> None:
-    _, usage = constraints_and_usage(issuer, f"the issuer of the CRL for {what}")
-    if not usage.crl_sign:
-        raise EvidenceError(f"the issuer of the CRL for {what} may not sign it: its keyUsage lacks cRLSign")
+def check_crl_is_of(
+    issuer: x509.Certificate, crl: x509.CertificateRevocationList, certificate: x509.Certificate, what: str
+) -> None:
+    """Refuse a CRL that is not the issuer's own, or is not about the certificate's issuer."""
+    if crl.issuer != issuer.subject or certificate.issuer != issuer.subject:
+        raise EvidenceError(f"the CRL for {what} is of another issuer")
     try:
         genuine = crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
     except MALFORMED as error:

@@ -53,7 +53,7 @@ class TpmRecipe:
     """How to make evidence. `scheme` and `hash` are what the attestation key says that it signs with.
 
     A key is `pinned`, or has a certificate, of which the vendor signs whatever `certificate_extensions` it is told to.
-    `certified` is the key that the certificate is of.
+    `certified` is the key that the certificate is of, and `certified_by` the one that signs it.
     """
 
     quote: TpmQuoteRecipe = field(default_factory=TpmQuoteRecipe)
@@ -66,6 +66,7 @@ class TpmRecipe:
     edit: Edit = unchanged
     pinned: bool = False
     certified: KeyName | None = None
+    certified_by: KeyName = "ca"
     certificate_extensions: tuple[x509.ExtensionType, ...] = (AK_USAGE, TPM_NAME)
     anchor: bytes | None = None
 
@@ -74,9 +75,9 @@ class TpmVendor:
     """A throwaway root with an intermediate CA, and whatever evidence is asked of it."""
 
     def __init__(self) -> None:
-        root_key, self._ca_key = key("root"), key("ca")
+        root_key = key("root")
         self.root = _certificate("Adyton test TPM root", "Adyton test TPM root", root_key, root_key, CA)
-        self.ca = _certificate("Adyton test TPM CA", "Adyton test TPM root", self._ca_key, root_key, CA)
+        self.ca = _certificate("Adyton test TPM CA", "Adyton test TPM root", key("ca"), root_key, CA)
 
     def case(self, recipe: TpmRecipe | None = None) -> Case:
         """Evidence by the recipe; genuine if there is none."""
@@ -93,7 +94,8 @@ class TpmVendor:
 
     def _chain(self, recipe: TpmRecipe) -> tuple[Endorsement, ...]:
         subject = key(recipe.certified or recipe.key)
-        leaf = _certificate("", "Adyton test TPM CA", subject, self._ca_key, recipe.certificate_extensions)
+        issuer = key(recipe.certified_by)
+        leaf = _certificate("", "Adyton test TPM CA", subject, issuer, recipe.certificate_extensions)
         return tuple(
             Endorsement(kind=EndorsementKind.CERTIFICATE, data=certificate.public_bytes(Encoding.DER))
             for certificate in (leaf, self.ca, self.root)
@@ -241,6 +243,14 @@ _RECIPES: Final[Mapping[str, tuple[str, TpmRecipe]]] = {
     "a root that nobody trusts": (
         "does not end in a root that is trusted",
         TpmRecipe(anchor=bytes(32)),
+    ),
+    "a certificate that its issuer did not sign": (
+        "has no valid path to the trusted root",
+        TpmRecipe(certified_by="p256"),
+    ),
+    "an ECDSA signature of something else": (
+        "the signature of the TPM's quote does not verify",
+        TpmRecipe(key="p256", quote=TpmQuoteRecipe(edit_signature=lambda data: data[:-1] + bytes([data[-1] ^ 1]))),
     ),
     "a CA's key": ("is a CA's", _certified(*CA, AK_USAGE)),
     "a certificate of a web server": (
