@@ -195,6 +195,38 @@ def test_a_hook_that_fails_refuses(hook: object, said: str) -> None:
     assert finding.got == said
 
 
+def test_a_hook_that_changes_the_evidence_changes_nothing_that_was_decided() -> None:
+    def improve(verified: VerifiedEvidence) -> list[str]:
+        object.__setattr__(verified, "measurement", MEASUREMENT)
+        return []
+
+    other = replace(VERIFIED, measurement=bytes(48))
+    with pytest.raises(PolicyError, match="measurement is 0000"):
+        appraise(other, policy(rule()), now=NOW, report_data=None, allow=SIMULATED, refuse=improve)
+
+
+@pytest.mark.parametrize("said", ["no", ""])
+def test_a_hook_that_answers_with_one_text_has_one_objection(said: str) -> None:
+    (finding,) = findings(rule(), refuse=lambda _: said)
+    assert finding.got == said
+
+
+def test_what_a_hook_says_is_printable_and_bounded() -> None:
+    found = findings(rule(), refuse=lambda _: ["\x1b[2J" + "x" * 1000] * 1000)
+    assert len(found) == 100
+    assert found[0].got.isprintable()
+    assert len(found[0].got) < 600
+
+
+def test_a_policy_whose_signed_values_have_expired_refuses() -> None:
+    ended = replace(policy(rule()), expires=NOW - timedelta(microseconds=1))
+    with pytest.raises(PolicyError, match="have expired") as caught:
+        appraise(VERIFIED, ended, now=NOW, report_data=None, allow=SIMULATED)
+    assert caught.value.findings[0].subject == "reference_values"
+    last = replace(ended, expires=NOW)
+    assert appraise(VERIFIED, last, now=NOW, report_data=None, allow=SIMULATED).rule == "laptop"
+
+
 # --- evaluate
 
 

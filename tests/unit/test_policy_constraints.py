@@ -103,6 +103,7 @@ def test_a_refusal_shows_only_what_is_wrong(constraint: Constraint, got: Any, re
         ({}, "none"),
         (7, "7"),
         (None, "None"),
+        ("\x1b[2J\n\ud800", "'\\x1b[2J\\n\\ud800'"),
     ],
 )
 def test_values_are_shown_as_a_reader_expects(value: object, text: str) -> None:

@@ -116,6 +116,26 @@ def test_evidence_is_verified_under_the_policys_anchors_and_then_appraised(label
         evaluate(case.evidence, replace(policy, anchors={label: frozenset({bytes(32)})}), now=NOW, report_data=None)
 
 
+@pytest.mark.parametrize(
+    ("label", "key", "flag", "value", "name"),
+    [
+        ("sgx", "attributes", 0x2, 0x87, Insecurity.DEBUG),
+        ("tdx", "td_attributes", 1, "any", Insecurity.DEBUG),
+        ("tdx", "td_attributes", 1 << 29, "any", Insecurity.MIGRATABLE),
+    ],
+)
+def test_a_flag_that_the_rule_allows_needs_the_callers_word_too(
+    label: str, key: str, flag: int, value: Any, name: Insecurity
+) -> None:
+    weak: Any = verified(label)
+    weak = replace(weak, **{key: getattr(weak, key) | flag})
+    loose = policy_of(label, changed(table(label), (key,), value))
+    with pytest.raises(PolicyError) as caught:
+        appraise(weak, loose, now=NOW, report_data=None)
+    assert [finding.got for finding in caught.value.findings] == [name]
+    assert appraise(weak, loose, now=NOW, report_data=None, allow={name}).insecurities == (name,)
+
+
 def test_a_rule_for_other_hardware_underneath_says_so_and_nothing_else() -> None:
     other = table("azure")
     other["tdx"] = table("tdx")

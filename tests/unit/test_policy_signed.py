@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adyton.errors import ConfigurationError, PolicyError
-from adyton.policy.constraints import NoComponentBelow, NoneBut, OneOf, Permitted, Unresolved
+from adyton.policy.constraints import NoComponentBelow, NoneBut, OneOf, Unresolved
 from adyton.policy.document import Policy
 from adyton.policy.signed import MAX_DOCUMENT_BYTES, PAYLOAD_TYPE, pre_authentication_encoding
 
@@ -113,13 +113,13 @@ def test_lists_of_what_may_occur_can_be_signed_too() -> None:
 
 def test_any_key_can_be_signed_and_accepts_nothing_without_its_document() -> None:
     rule = '[[snp]]\nname = "s"\nmeasurement = "any"\nproducts = ["Genoa"]\nplatforms = "any"\n'
-    text = policy_text() + f'{rule}min_tcb = {{ signed = "them" }}\nsmt = {{ signed = "them" }}\n'.encode()
-    values = {"snp": {"min_tcb": {"snp": 23}, "smt": True}}
+    text = policy_text() + f'{rule}min_tcb = {{ signed = "them" }}\nvmpl = {{ signed = "them" }}\n'.encode()
+    values = {"snp": {"min_tcb": {"snp": 23}, "vmpl": [1]}}
     (snp,) = Policy.parse(text, reference_values=[document(values=values)], now=NOW).rules_for("snp")
     assert snp.constraints["min_tcb"] == NoComponentBelow({"snp": 23})
-    assert snp.constraints["smt"] == Permitted(True)
+    assert snp.constraints["vmpl"] == OneOf(frozenset({1}))
     (snp,) = Policy.parse(text).rules_for("snp")
-    assert snp.constraints["min_tcb"] == snp.constraints["smt"] == Unresolved("them")
+    assert snp.constraints["min_tcb"] == snp.constraints["vmpl"] == Unresolved("them")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,10 @@ def test_any_key_can_be_signed_and_accepts_nothing_without_its_document() -> Non
         (document(values=[]), "the payload is not"),
         (document(values=None), "the payload is not"),
         (document(more=1), "the payload is not"),
+        (document(values={"simulated": {"measurement": "any"}}), "the payload is not"),
+        (document(values={"nitro": {"pcrs": {"others": "any"}}}), "the payload is not"),
+        (document(values={"snp": {"debug": True}}), "the payload is not"),
+        (document(values={"snp": {"x": [["any"]]}}), "the payload is not"),
         (envelope(b"[]", KEYS[:2]), "the payload is not"),
         (envelope(b"\xff", KEYS[:2]), "the payload is not"),
         (envelope(json.dumps(BODY).encode()[:-1] + b', "version": 9}', KEYS[:2]), "the payload is not"),
@@ -184,6 +188,20 @@ def test_a_version_never_goes_back() -> None:
     Policy.parse(policy_text(), reference_values=[document()], seen_versions=seen, now=NOW)
     with pytest.raises(PolicyError, match="version 6 of 'them' is older than 7"):
         Policy.parse(policy_text(), reference_values=[document(version=6)], seen_versions=seen, now=NOW)
+
+
+def test_what_was_seen_is_not_forgotten_without_the_document() -> None:
+    assert Policy.parse(policy_text(), seen_versions={"them": 7, "others": 2}).reference_versions == {
+        "them": 7,
+        "others": 2,
+    }
+
+
+@pytest.mark.parametrize("rule", ['[[snp]]\nsigned = "them"', "[[azure]]\nname='a'\npcrs={}\nsnp={signed='them'}"])
+@pytest.mark.parametrize("values", [{}, {"snp": {"name": "mine"}, "azure": {"snp": {}}}, {"snp": [], "azure": 3}])
+def test_no_signer_writes_a_whole_rule(rule: str, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Policy.parse(policy_text() + rule.encode(), reference_values=[document(values=values)], now=NOW)
 
 
 def test_two_documents_of_one_name_are_one_too_many() -> None:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from adyton.errors import Finding, PolicyError
+from adyton.policy.constraints import shown
 from adyton.policy.document import Policy
 from adyton.policy.insecurity import Insecurity
 from adyton.policy.rule import Rule
@@ -101,16 +102,34 @@ def appraise(
     """
     if now.utcoffset() is None:
         raise ValueError("now must have a time zone")
-    rules = _rules(policy, verified.tee)
-    always = (*_binding_findings(verified, report_data), *_hook_findings(verified, refuse))
+    _check_current(policy, now)
     findings: list[Finding] = []
-    for rule in rules:
+    accepted: Appraisal | None = None
+    for rule in _rules(policy, verified.tee):
         verdict = rule.appraise(verified, now)
         against = (*verdict.findings, *_not_agreed(rule, verdict.insecurities, allow))
-        if not against and not always:
-            return _record(verified, policy, rule, verdict.insecurities, report_data is not None, now)
         findings.extend(against)
-    raise PolicyError(f"the policy accepts no such evidence of {verified.tee}", findings=(*always, *findings))
+        if not against:
+            accepted = _record(verified, policy, rule, verdict.insecurities, report_data is not None, now)
+            findings.clear()
+            break
+    findings.extend(_binding_findings(verified, report_data))
+    findings.extend(_hook_findings(verified, refuse))  # last, when nothing that it does can change what was decided
+    if accepted is None or findings:
+        raise PolicyError(f"the policy accepts no such evidence of {verified.tee}", findings=tuple(findings))
+    return accepted
+
+
+def _check_current(policy: Policy, now: datetime) -> None:
+    if policy.expires is not None and now > policy.expires:
+        finding = Finding(
+            rule="",
+            subject="reference_values",
+            got=f"expired on {policy.expires}",
+            wanted=f"valid at {now}",
+            mend="read the policy again, with newer signed reference values",
+        )
+        raise PolicyError("the signed reference values of the policy have expired", findings=(finding,))
 
 
 def _rules(policy: Policy, label: str) -> tuple[Rule, ...]:
@@ -138,7 +157,8 @@ def _hook_findings(verified: VerifiedEvidence, refuse: Hook | None) -> Iterable[
     if refuse is None:
         return ()
     try:
-        said = [str(reason) for reason in refuse(verified)]
+        reasons = refuse(verified)
+        said = [shown(str(reason)[:500]) for reason in ([reasons] if isinstance(reasons, str) else reasons)][:100]
     except Exception as error:  # noqa: BLE001  whatever it raises is no consent
         said = [f"it raised {type(error).__name__}"]
     mend = "this check was added by whoever appraises the evidence"

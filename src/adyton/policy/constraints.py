@@ -42,7 +42,8 @@ def shown(value: object) -> str:
         return ", ".join(sorted(map(shown, value))) or "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={shown(item)}" for key, item in value.items()) or "none"
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,14 +27,15 @@ _sha256 = hex_bytes({32})
 class Policy:
     """What its author accepts. `sha256` names these very bytes, with the signed reference values that were used.
 
-    `anchors` holds what the file says of them, by label; `reference_versions` the versions of the signed reference
-    values in use, by name.
+    `anchors` holds what the file says of them, by label; `reference_versions` the newest versions of signed reference
+    values that were seen, by name; `expires` is when the first of those in use does.
     """
 
     sha256: bytes
     rules: tuple[Rule, ...]
     anchors: Mapping[str, frozenset[bytes]]
     reference_versions: Mapping[str, int] = field(default_factory=dict)
+    expires: datetime | None = None
 
     @classmethod
     def parse(
@@ -61,8 +62,10 @@ class Policy:
         )
         anchors = _read_anchors(document.pop("anchors", {}))
         rules = tuple(
-            Rule.read(SCHEMAS[label], substitute(table, resolved.values, (label,)))
-            for label in SCHEMAS
+            Rule.read(
+                schema, substitute(table, resolved.values, (label,), tables=[below.tee for below in schema.hardware])
+            )
+            for label, schema in SCHEMAS.items()
             for table in _list_of_tables(document.pop(label, []), label)
         )
         if document:
@@ -73,7 +76,13 @@ class Policy:
         digest = hashlib.sha256(content)
         for value in resolved.digests:
             digest.update(value)
-        return cls(sha256=digest.digest(), rules=rules, anchors=anchors, reference_versions=dict(resolved.versions))
+        return cls(
+            sha256=digest.digest(),
+            rules=rules,
+            anchors=anchors,
+            reference_versions={**(seen_versions or {}), **resolved.versions},
+            expires=resolved.expires,
+        )
 
     def rules_for(self, label: str) -> tuple[Rule, ...]:
         """The rules for that TEE, in the order of the file."""

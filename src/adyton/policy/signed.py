@@ -21,14 +21,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Self
 
 from adyton.errors import ConfigurationError, PolicyError
 from adyton.policy.constraints import Unresolved
-from adyton.policy.readings import hex_bytes, number
+from adyton.policy.readings import ANY, hex_bytes, number
 
 PAYLOAD_TYPE: Final = "application/vnd.adyton.reference-values+json"
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
@@ -77,6 +77,7 @@ class Resolved:
     values: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
     digests: tuple[bytes, ...] = ()
+    expires: datetime | None = None
 
 
 def resolve(
@@ -90,6 +91,7 @@ def resolve(
     values: dict[str, Any] = {}
     versions: dict[str, int] = {}
     digests = []
+    ends = []
     for document in documents:
         if now is None or now.utcoffset() is None:
             raise ValueError("signed reference values need a now with a time zone")
@@ -103,15 +105,19 @@ def resolve(
         values[source.name] = body["values"]
         versions[source.name] = body["version"]
         digests.append(hashlib.sha256(payload).digest())
-    return Resolved(values=values, versions=versions, digests=tuple(digests))
+        ends.append(body["expires"])
+    return Resolved(values=values, versions=versions, digests=tuple(digests), expires=min(ends, default=None))
 
 
-def substitute(value: Any, documents: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """Put the signed values where a rule asks for them: under the same path as they have in the document."""
+def substitute(value: Any, documents: Mapping[str, Any], path: tuple[str, ...], *, tables: Collection[str] = ()) -> Any:
+    """Put the signed values where a rule asks for them: under the same path as they have in the document.
+
+    Single values of a rule are signed, and neither a whole rule nor one of the `tables` in it.
+    """
     if not isinstance(value, Mapping):
         return value
-    if set(value) != {"signed"}:
-        return {key: substitute(inner, documents, (*path, key)) for key, inner in value.items()}
+    if set(value) != {"signed"} or len(path) == 1 or path[-1] in tables:
+        return {key: substitute(inner, documents, (*path, key), tables=tables) for key, inner in value.items()}
     name = value["signed"]
     found: Any = documents.get(name) if isinstance(name, str) else None
     for key in path:
@@ -156,9 +162,18 @@ def _parse_payload(payload: bytes) -> dict[str, Any]:
         if body["expires"].utcoffset() is None:
             raise ValueError("expires")
         _version(body["version"], "version")
+        _check_narrow(body["values"])
     except (ValueError, TypeError, KeyError, RecursionError, ConfigurationError) as error:
         raise _unusable("the payload is not what it should be") from error
     return body
+
+
+def _check_narrow(value: Any) -> None:
+    """Reference values are values: who signs them can neither write "any" nor permit something."""
+    if value == ANY or isinstance(value, bool):
+        raise ValueError("any, true and false are the policy's own words")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_narrow(inner)
 
 
 def _json_object(data: bytes) -> dict[str, Any]:

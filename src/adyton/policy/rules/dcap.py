@@ -22,6 +22,9 @@ from adyton.policy.schema import Field, Schema
 
 INIT_MODE64_KSS: Final = 0x1 | 0x4 | 0x80
 """Attribute flags of an ordinary enclave: not DEBUG, not the keys of Intel's own enclaves (SDM volume 3D, 35.7.1)."""
+SGX_DEBUG: Final = 0x2
+TD_DEBUG: Final = 1 << 0
+TD_MIGRATABLE: Final = 1 << 29
 SEPT_VE_DISABLE: Final = 1 << 28
 """The only attribute of an ordinary TD (TDX Module ABI, ATTRIBUTES)."""
 UP_TO_DATE: Final = "UpToDate"
@@ -40,6 +43,16 @@ TCB_STATUSES: Final = (
 
 def _outdated(status: str) -> Insecurity | None:
     return Insecurity.OUT_OF_DATE if status.startswith(("OutOfDate", "TDRelaunch")) else None
+
+
+def _sgx_debug(attributes: int) -> Insecurity | None:
+    return Insecurity.DEBUG if attributes & SGX_DEBUG else None
+
+
+def _td_insecurity(attributes: int) -> Insecurity | None:
+    if attributes & TD_DEBUG:
+        return Insecurity.DEBUG
+    return Insecurity.MIGRATABLE if attributes & TD_MIGRATABLE else None
 
 
 _PLATFORM: Final = (
@@ -115,6 +128,7 @@ SGX: Final = Schema(
             read=within,
             fact=of("attributes"),
             default=INIT_MODE64_KSS,
+            insecurity=_sgx_debug,
             mend="build the enclave without the flag; or allow it, and know why",
         ),
         *_PLATFORM,
@@ -146,6 +160,7 @@ TDX: Final = Schema(
             read=one_of(whole_number(64)),
             fact=of("td_attributes"),
             default=[SEPT_VE_DISABLE],
+            insecurity=_td_insecurity,
             mend="launch the TD without them; or list the value, and know why",
         ),
         Field(
