@@ -111,6 +111,18 @@ def test_lists_of_what_may_occur_can_be_signed_too() -> None:
     assert psa.constraints["components"] == Unresolved("them")
 
 
+def test_events_of_a_register_can_be_signed() -> None:
+    rule = (
+        '[[tpm]]\nname = "t"\npcrs = { "4" = "any" }\nplatforms = "any"\npcr_events = { "4" = { signed = "them" } }\n'
+    )
+    text = policy_text() + rule.encode()
+    (tpm,) = Policy.parse(text).rules_for("tpm")
+    assert "'them', which were not given" in tpm.constraints["pcr_events"].wanted()
+    values = {"tpm": {"pcr_events": {"4": ["ab" * 32]}}}
+    (tpm,) = Policy.parse(text, reference_values=[document(values=values)], now=NOW).rules_for("tpm")
+    assert tpm.constraints["pcr_events"].wanted() == f"4=none but {'ab' * 32}; others=any"
+
+
 def test_any_key_can_be_signed_and_accepts_nothing_without_its_document() -> None:
     rule = '[[snp]]\nname = "s"\nmeasurement = "any"\nproducts = ["Genoa"]\nplatforms = "any"\n'
     text = policy_text() + f'{rule}min_tcb = {{ signed = "them" }}\nvmpl = {{ signed = "them" }}\n'.encode()
