@@ -113,7 +113,7 @@ def appraise(
             accepted = _record(verified, policy, rule, verdict.insecurities, report_data is not None, now)
             findings.clear()
             break
-    findings.extend(_binding_findings(verified, report_data))
+    findings = [*_binding_findings(verified, report_data), *findings]
     findings.extend(_hook_findings(verified, refuse))  # last, when nothing that it does can change what was decided
     if accepted is None or findings:
         raise PolicyError(f"the policy accepts no such evidence of {verified.tee}", findings=tuple(findings))
