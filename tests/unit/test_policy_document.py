@@ -66,6 +66,7 @@ def test_any_is_written_out() -> None:
     [
         ("[[simulated]", "not valid TOML"),
         ("x = " + "[" * 5000, "not valid TOML"),
+        ("[[snp]]\n" + "a." * 3000 + "a = 1", "not valid TOML: nested too deeply"),
         ("nonsense = 1", "unknown keys: 'nonsense'"),
         ("[[sgx2]]\nname = 'x'", "unknown keys: 'sgx2'"),
         ("simulated = 3", "simulated must be up to 256 tables"),

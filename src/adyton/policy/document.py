@@ -19,6 +19,7 @@ from adyton.tee.registry import tee
 VERSION: Final = 1
 MAX_POLICY_BYTES: Final = 1024 * 1024
 MAX_RULES: Final = 256
+MAX_DEPTH: Final = 12
 
 _sha256 = hex_bytes({32})
 
@@ -98,12 +99,21 @@ def _load(content: bytes) -> dict[str, Any]:
         raise ConfigurationError(f"the policy has {len(content)} bytes; {MAX_POLICY_BYTES} are allowed")
     try:
         document = tomllib.loads(content.decode())
+        _check_depth(document, MAX_DEPTH)
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"the policy is not valid TOML: {str(error)[:200]}") from error
     version = document.pop("version", None)
     if type(version) is not int or version != VERSION:
         raise ConfigurationError("the policy is of no version that is known", mend=f"version = {VERSION}")
     return document
+
+
+def _check_depth(value: Any, left: int) -> None:
+    # TOML's dotted keys nest without end, and what reads them recurses.
+    if left == 0:
+        raise ValueError("nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, left - 1)
 
 
 def _list_of_tables(value: Any, key: str) -> list[dict[str, Any]]:

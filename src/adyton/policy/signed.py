@@ -116,7 +116,7 @@ def substitute(value: Any, documents: Mapping[str, Any], path: tuple[str, ...], 
     """
     if not isinstance(value, Mapping):
         return value
-    if set(value) != {"signed"} or len(path) == 1 or path[-1] in tables:
+    if set(value) != {"signed"} or len(path) == 1 or (len(path) == 2 and path[1] in tables):
         return {key: substitute(inner, documents, (*path, key), tables=tables) for key, inner in value.items()}
     name = value["signed"]
     found: Any = documents.get(name) if isinstance(name, str) else None
