@@ -10,6 +10,7 @@ import cbor2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutating import bit_flips, mutations
 
 from adyton.errors import EvidenceError
 from adyton.tee.azure.format import HardwareTee, parse_hcl
@@ -28,25 +29,6 @@ ITEMS: dict[HardwareTee, dict[str, Any]] = {name: cbor2.loads(case.evidence.data
 RUNTIME = runtime(key("rsa"))
 CLAIMS = json.dumps(RUNTIME).encode()
 HCL: bytes = ITEMS["snp"]["hcl_report"]
-
-
-@st.composite
-def mutations(draw: st.DrawFn, original: bytes) -> bytes:
-    """The original with one to four slices replaced."""
-    data = original
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(data)))
-        removed = draw(st.integers(0, 4) | st.integers(0, len(data)))
-        data = data[:start] + draw(st.binary(max_size=8) | st.binary(max_size=100)) + data[start + removed :]
-    return data
-
-
-@st.composite
-def bit_flips(draw: st.DrawFn, original: bytes) -> bytes:
-    data = bytearray(original)
-    for bit in draw(st.sets(st.integers(0, len(data) * 8 - 1), min_size=1, max_size=3)):
-        data[bit // 8] ^= 1 << bit % 8
-    return bytes(data)
 
 
 def changed(original: bytes) -> st.SearchStrategy[bytes]:

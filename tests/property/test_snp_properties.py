@@ -9,6 +9,7 @@ from typing import Any
 from cryptography import x509
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mutating import bit_flips, mutations
 
 from adyton.errors import EvidenceError
 from adyton.tee.evidence import MAX_ENDORSEMENTS, Endorsement, EndorsementKind
@@ -45,25 +46,6 @@ def _with(data: bytes) -> Case:
 
 def _made(product: ProductName = "Genoa", /, **recipe: Any) -> VerifiedSnp | None:
     return _verified(SnpVendor(product).case(SnpRecipe(**recipe)))
-
-
-@st.composite
-def mutations(draw: st.DrawFn, original: bytes) -> bytes:
-    """The original with one to four slices replaced."""
-    data = original
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(data)))
-        removed = draw(st.integers(0, 4) | st.integers(0, len(data)))
-        data = data[:start] + draw(st.binary(max_size=8) | st.binary(max_size=100)) + data[start + removed :]
-    return data
-
-
-@st.composite
-def bit_flips(draw: st.DrawFn, original: bytes) -> bytes:
-    data = bytearray(original)
-    for bit in draw(st.sets(st.integers(0, len(data) * 8 - 1), min_size=1, max_size=3)):
-        data[bit // 8] ^= 1 << bit % 8
-    return bytes(data)
 
 
 @st.composite

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutating import bit_flips, mutations
 
 from adyton.errors import EvidenceError
 from adyton.tee._event_log import EventLog, authenticated, confirmed, parse_event_log, replay
@@ -40,25 +41,6 @@ PINNED = VENDOR.case(TpmRecipe(pinned=True))
 ITEMS: dict[str, Any] = cbor2.loads(GENUINE.evidence.data)
 LOGS = (agile_log(MEASUREMENTS), sha1_log(MEASUREMENTS), agile_log(MEASUREMENTS, ["sha384", "sm3_256"], bytes(64)))
 REGISTERS = pcrs_after(MEASUREMENTS, "sha1", "sha256", "sha384")
-
-
-@st.composite
-def mutations(draw: st.DrawFn, original: bytes) -> bytes:
-    """The original with one to four slices replaced."""
-    data = original
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(data)))
-        removed = draw(st.integers(0, 4) | st.integers(0, len(data)))
-        data = data[:start] + draw(st.binary(max_size=8) | st.binary(max_size=100)) + data[start + removed :]
-    return data
-
-
-@st.composite
-def bit_flips(draw: st.DrawFn, original: bytes) -> bytes:
-    data = bytearray(original)
-    for bit in draw(st.sets(st.integers(0, len(data) * 8 - 1), min_size=1, max_size=3)):
-        data[bit // 8] ^= 1 << bit % 8
-    return bytes(data)
 
 
 def changed(original: bytes) -> st.SearchStrategy[bytes]:
