@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN = [f"adyton/proto/{name}.proto" for name in ("enclave", "grpc_application", "control", "evidence")]
+OWN = [f"adyton/proto/{name}.proto" for name in ("enclave", "grpc_application", "control", "evidence", "attestation", "keeper")]
 #: (folder that imports start from, .proto files below it, whether services are in them)
 SOURCES: list[tuple[str, list[str], bool]] = [
     ("src", OWN, False),
     ("examples/translator", ["translator/translator.proto"], True),
+    ("examples/secure_translator/client", ["translation_client/translation_client.proto"], False),
     ("src/adyton/testing/project", ["probe/probe.proto"], True),
 ]
 

@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from adyton import aio as aio
     from adyton import errors as errors
+    from adyton.atls.attestation import Attestation as Attestation
+    from adyton.atls.channel import AttestedChannel as AttestedChannel
+    from adyton.atls.connect import connect as connect
+    from adyton.atls.peer import Peer as Peer
+    from adyton.atls.peer import peer as peer
     from adyton.enclave.application import EnclaveContext as EnclaveContext
     from adyton.enclave.application import TrustedApplication as TrustedApplication
     from adyton.enclave.grpc_application import AioGrpcApplication as AioGrpcApplication
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from adyton.host.bundles import Bundle as Bundle
     from adyton.host.manager import EnclaveClient as EnclaveClient
     from adyton.host.manager import EnclaveManager as EnclaveManager
+    from adyton.policy.document import Policy as Policy
     from adyton.proto.enclave_pb2 import EnclaveConfig as EnclaveConfig
     from adyton.proto.enclave_pb2 import EnclaveFinal as EnclaveFinal
     from adyton.proto.enclave_pb2 import EnclaveInput as EnclaveInput
@@ -33,6 +39,8 @@ _HOMES: dict[str, str | None] = {
     "AdytonError": "adyton.errors",
     "AioGrpcApplication": "adyton.enclave.grpc_application",
     "ApplicationError": "adyton.errors",
+    "Attestation": "adyton.atls.attestation",
+    "AttestedChannel": "adyton.atls.channel",
     "Bundle": "adyton.host.bundles",
     "EnclaveClient": "adyton.host.manager",
     "EnclaveConfig": "adyton.proto.enclave_pb2",
@@ -42,10 +50,14 @@ _HOMES: dict[str, str | None] = {
     "EnclaveManager": "adyton.host.manager",
     "EnclaveOutput": "adyton.proto.enclave_pb2",
     "GrpcApplication": "adyton.enclave.grpc_application",
+    "Peer": "adyton.atls.peer",
+    "Policy": "adyton.policy.document",
     "StatusCode": "adyton.errors",
     "TrustedApplication": "adyton.enclave.application",
     "aio": None,
+    "connect": "adyton.atls.connect",
     "errors": None,
+    "peer": "adyton.atls.peer",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  names, all of them

@@ -57,7 +57,7 @@ def test_verify_accepts_what_is_genuine_and_acceptable(files: Files) -> None:
     talk = done.stderr.splitlines()
     assert talk[0] == "as of 2026-11-23T12:00:00+00:00, not now"
     assert [line.split(": ")[1] for line in talk[1:-1]] == record["insecurities"]
-    assert talk[-1] == "warning: the evidence may be old, and made for somebody else: give --report-data"
+    assert talk[-1] == "warning: the evidence may be old, and made for somebody else: give --question or --report-data"
 
 
 def test_verify_takes_the_endorsements_of_a_folder(files: Files, tmp_path: Path) -> None:

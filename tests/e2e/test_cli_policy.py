@@ -80,7 +80,7 @@ def test_a_policy_of_a_bundle_accepts_its_running_enclave_and_no_other(project: 
     assert printed.stderr == ""
     assert printed.stdout.startswith("# The simulation's anchor is that of this machine, ")
     (tmp_path / "policy.toml").write_text(printed.stdout)
-    words = ("--policy", tmp_path / "policy.toml", "--report-data", question.hex(), "--allow-insecure", "simulated")
+    words = ("--policy", tmp_path / "policy.toml", "--question", question.hex(), "--allow-insecure", "simulated")
     done = adyton("verify", tmp_path / "evidence", *words)
     assert done.returncode == 0, done.stderr
     assert "report_data_compared  yes\n" in done.stdout

@@ -11,11 +11,13 @@ from typing import Any
 
 import grpc
 import pytest
+from attested import open_channel, port_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from observing import eventually
 from probe import probe_pb2, probe_pb2_grpc
 
+from adyton.atls.never_sent import never_sent
 from adyton.enclave.serving import probe_bind
 from adyton.errors import ApplicationError, StatusCode
 from adyton.host.manager import EnclaveClient, EnclaveManager
@@ -35,17 +37,12 @@ def why_no_ipv6() -> str:
 needs_ipv6 = pytest.mark.skipif(bool(why_no_ipv6()), reason=why_no_ipv6())
 Text = probe_pb2.Text
 Serve = Callable[..., tuple[EnclaveClient, probe_pb2_grpc.ProbeStub]]
-NO_PROXY = [("grpc.enable_http_proxy", 0)]
 
 
 @pytest.fixture(params=[SERVER, AIO_SERVER], ids=["threads", "asyncio"])
 def application(request: pytest.FixtureRequest) -> str:
     kind: str = request.param
     return kind
-
-
-def port_of(enclave: EnclaveClient) -> int:
-    return enclave.enter_and_run().Extensions[extensions.actual_server_port]
 
 
 @pytest.fixture
@@ -56,7 +53,7 @@ def serve(manager: EnclaveManager, application: str) -> Iterator[Serve]:
         settings: str = "", configuration: EnclaveConfig | None = None
     ) -> tuple[EnclaveClient, probe_pb2_grpc.ProbeStub]:
         enclave = manager.load("server", probe_bundle(application, settings), configuration or server_config())
-        channels.append(grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY))
+        channels.append(open_channel(enclave))
         return enclave, probe_pb2_grpc.ProbeStub(channels[-1])
 
     yield start
@@ -91,11 +88,18 @@ def test_a_port_that_is_none(manager: EnclaveManager, port: int) -> None:
     assert error.message == f"the extension adyton.port is {port}; it may be 0 to 65535"
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", "10.0.0.1"])
-def test_only_loopback(manager: EnclaveManager, address: str) -> None:
+@pytest.mark.parametrize("address", ["192.0.2.1", "203.0.113.7"])
+def test_an_address_that_this_machine_does_not_have(manager: EnclaveManager, address: str) -> None:
     error = refused(manager, SERVER, server_config(address=address))
-    assert error.status is StatusCode.INVALID_ARGUMENT
-    assert "without the attested channel anybody on the way could read" in error.message
+    assert error.status is StatusCode.INTERNAL
+    assert error.message.startswith(f"Failed to start server: can't listen on {address}:0: ")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", pytest.param("::", marks=needs_ipv6)])
+def test_every_address_of_the_machine(manager: EnclaveManager, address: str) -> None:
+    enclave = manager.load("server", probe_bundle(SERVER), server_config(address=address))
+    with open_channel(enclave) as channel:
+        assert probe_pb2_grpc.ProbeStub(channel).Echo(Text(text="here"), timeout=10).text == "here"
 
 
 @pytest.mark.parametrize("address", ["", "example.org", "127.0.0.1:80", "unix:/tmp/x"])
@@ -149,7 +153,7 @@ def test_no_servicers(manager: EnclaveManager) -> None:
 def test_it_listens_where_it_was_told(manager: EnclaveManager, address: str) -> None:
     enclave = manager.load("server", probe_bundle(SERVER), server_config(address=address))
     target = f"[::1]:{port_of(enclave)}" if ":" in address else f"127.0.0.1:{port_of(enclave)}"
-    with grpc.insecure_channel(target, options=NO_PROXY) as channel:
+    with open_channel(enclave, address=target) as channel:
         assert probe_pb2_grpc.ProbeStub(channel).Echo(Text(text="here"), timeout=10).text == "here"
 
 
@@ -170,19 +174,20 @@ def test_all_four_kinds_of_rpc(serve: Serve) -> None:
 
 def test_health_and_reflection(serve: Serve) -> None:
     enclave, _ = serve()
-    with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+    with open_channel(enclave) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for service in ("", "probe.Probe"):
             response = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
             assert response.status == health_pb2.HealthCheckResponse.SERVING
         services = set(ProtoReflectionDescriptorDatabase(channel).get_services())
-    assert services == {"probe.Probe", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    standard = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert services == {"probe.Probe", "adyton.atls.Attestation", *standard}
 
 
 def test_health_and_reflection_can_be_left_out(serve: Serve) -> None:
     enclave, stub = serve("[server]\nhealth = false\nreflection = false\n")
     assert stub.Echo(Text(text="hello"), timeout=10).text == "hello"
-    with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+    with open_channel(enclave) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -205,6 +210,16 @@ def test_errors_of_a_servicer(serve: Serve) -> None:
     assert "a secret word" not in log
 
 
+def test_an_unavailable_of_the_servicer_can_be_told_from_one_of_the_connection(serve: Serve) -> None:
+    _, stub = serve()
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Fail(Text(text="unavailable"), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not never_sent(caught.value)
+    _, call = stub.Echo.with_call(Text(text="fine"), timeout=10)
+    assert not call.trailing_metadata()
+
+
 def test_a_servicer_can_not_end_the_server(serve: Serve, application: str) -> None:
     enclave, stub = serve()
     method = stub.Fail if application == SERVER else stub.Echo
@@ -217,7 +232,7 @@ def test_a_servicer_can_not_end_the_server(serve: Serve, application: str) -> No
 
 def test_a_task_can_not_end_the_server_either(manager: EnclaveManager) -> None:
     enclave = manager.load("server", probe_bundle(AIO_SERVER), server_config())
-    with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+    with open_channel(enclave) as channel:
         stub = probe_pb2_grpc.ProbeStub(channel)
         stub.Echo(Text(text="leave later", milliseconds=100), timeout=10)
         assert stub.Echo(Text(text="still here"), timeout=10).text == "still here"
@@ -228,7 +243,7 @@ def test_a_task_can_not_end_the_server_either(manager: EnclaveManager) -> None:
 def test_what_nobody_awaits_is_logged_without_what_it_says(manager: EnclaveManager) -> None:
     for kind, text in ((SERVER, "thread"), (AIO_SERVER, "forget")):
         enclave = manager.load(text, probe_bundle(kind), server_config())
-        with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+        with open_channel(enclave) as channel:
             stub = probe_pb2_grpc.ProbeStub(channel)
             if kind == SERVER:
                 with pytest.raises(grpc.RpcError):
@@ -263,7 +278,7 @@ def test_an_event_loop_that_is_blocked_is_not_waited_for(manager: EnclaveManager
     configuration = server_config()
     configuration.Extensions[extensions.server_max_lifetime_ms] = 500
     enclave = manager.load("server", probe_bundle(AIO_SERVER), configuration)
-    with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+    with open_channel(enclave) as channel:
         probe_pb2_grpc.ProbeStub(channel).Echo.future(Text(text="block", milliseconds=60_000), timeout=90)
         assert enclave.wait_stop_requested(10) == "the server's maximum lifetime is over"
         begun = time.monotonic()
@@ -273,7 +288,7 @@ def test_an_event_loop_that_is_blocked_is_not_waited_for(manager: EnclaveManager
 
 def test_an_unknown_method(serve: Serve) -> None:
     enclave, _ = serve()
-    with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+    with open_channel(enclave) as channel:
         call: Any = channel.unary_unary("/probe.Probe/Nothing")
         with pytest.raises(grpc.RpcError) as caught:
             call(b"", timeout=10)
@@ -290,7 +305,8 @@ def test_exception_messages_are_logged_where_enclave_toml_says_so(serve: Serve) 
     failure = next(line for line in lines if line["message"] == "uncaught exception in a servicer")
     assert failure["exception_message"] == "secret of the request: loud"
     access = {line["rpc"]: line["status"] for line in lines if line["message"] == "rpc"}
-    assert access == {"/probe.Probe/Fail": "INTERNAL", "/probe.Probe/Echo": "OK"}
+    attest = {"/adyton.atls.Attestation/Attest": "OK"}
+    assert access == {"/probe.Probe/Fail": "INTERNAL", "/probe.Probe/Echo": "OK", **attest}
     assert "quiet" not in "\n".join(enclave.log_tail())
 
 
@@ -370,7 +386,7 @@ def test_the_lifetime_ends_the_server_and_the_host_hears_of_it(serve: Serve) -> 
 
 def test_interceptors_are_asked(manager: EnclaveManager) -> None:
     enclave = manager.load("server", probe_bundle(SERVER), server_config())
-    with grpc.insecure_channel(enclave.address_of(port_of(enclave)), options=NO_PROXY) as channel:
+    with open_channel(enclave) as channel:
         probe_pb2_grpc.ProbeStub(channel).Echo(Text(text="hello"), timeout=10)
     eventually(lambda: "intercepted" in "".join(enclave.log_tail()))
 

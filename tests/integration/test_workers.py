@@ -9,10 +9,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from attested import open_channel
 from observing import eventually, processes_that_mention
 from probe import probe_pb2, probe_pb2_grpc
 
-from adyton.errors import EnclaveDiedError
+from adyton.errors import AdytonError, EnclaveDiedError
 from adyton.host.launch import registry
 from adyton.host.launch.process import ProcessLauncher
 from adyton.host.manager import EnclaveClient, EnclaveManager
@@ -41,9 +42,7 @@ def enclave(manager: EnclaveManager) -> EnclaveClient:
 
 def ask_who(enclave: EnclaveClient) -> tuple[int, str]:
     """Process id and CPUs of the worker that a new connection reaches."""
-    port = enclave.enter_and_run().Extensions[extensions.actual_server_port]
-    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
-    with grpc.insecure_channel(enclave.address_of(port), options=options) as channel:
+    with open_channel(enclave) as channel:
         pid, _, cpus = probe_pb2_grpc.ProbeStub(channel).Who(Text(), timeout=10).text.partition(" ")
     return int(pid), cpus
 
@@ -80,7 +79,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_enclave(enclave: EnclaveCli
         assert time.monotonic() < until
         try:
             os.kill(ask_who(enclave)[0], signal.SIGKILL)
-        except (grpc.RpcError, ProcessLookupError):
+        except (AdytonError, grpc.RpcError, ProcessLookupError):
             time.sleep(0.05)
     assert enclave.wait_stop_requested(0) == "10 workers died within a minute"
     enclave.destroy()
@@ -107,9 +106,7 @@ def test_rpcs_in_flight_get_their_time_in_every_worker(manager: EnclaveManager) 
     configuration.Extensions[extensions.workers] = 2
     configuration.Extensions[extensions.shutdown_grace_ms] = 3000
     enclave = manager.load("server", probe_bundle(SERVER), configuration)
-    port = enclave.enter_and_run().Extensions[extensions.actual_server_port]
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-    channels = [grpc.insecure_channel(enclave.address_of(port), options=options) for _ in range(8)]
+    channels = [open_channel(enclave) for _ in range(8)]
     slow = [
         probe_pb2_grpc.ProbeStub(each).Echo.future(Text(text="ok", milliseconds=1000), timeout=20) for each in channels
     ]

@@ -150,8 +150,8 @@ class Life(RuleBasedStateMachine):
     @rule(length=st.sampled_from([0, 63, 64, 65]))
     def collect_evidence(self, length: int) -> None:
         no_device = (StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
-        no_report_data = (StatusCode.INVALID_ARGUMENT, "report_data has 64 bytes")
-        request = Request(collect_evidence=CollectEvidence(report_data=bytes(length)))
+        no_report_data = (StatusCode.INVALID_ARGUMENT, "a question has 64 bytes")
+        request = Request(collect_evidence=CollectEvidence(question=bytes(length)))
         self._ask(request, Step.COLLECT_EVIDENCE, no_device if length == 64 else no_report_data)
 
     @rule()

@@ -18,6 +18,7 @@ import grpc
 import pytest
 from observing import answer_of
 
+from adyton.atls.binding import host_report_data
 from adyton.bundle.settings import Settings
 from adyton.enclave.runtime import Runtime
 from adyton.errors import AdytonError, ApplicationError, StatusCode
@@ -103,8 +104,8 @@ def finalize(final: bytes = b"", drain_ms: int = 0) -> Request:
     return Request(finalize=Finalize(final=final, drain_ms=drain_ms))
 
 
-def evidence(report_data: bytes = bytes(64)) -> Request:
-    return Request(collect_evidence=CollectEvidence(report_data=report_data))
+def evidence(question: bytes = bytes(64)) -> Request:
+    return Request(collect_evidence=CollectEvidence(question=question))
 
 
 def status(reply: Reply) -> tuple[StatusCode, str]:
@@ -129,7 +130,7 @@ def test_a_whole_life(runtime: Runtime, application: ModuleType) -> None:
     application.acts["run"] = lambda app, _: application.EnclaveOutput() if app.context.name == "an enclave" else None
     assert status(answer_of(runtime, initialize())) == OK
     assert status(answer_of(runtime, run())) == OK
-    wanted = Evidence(tee="echo", data=b"x" * 64, endorsements=(CRL,))
+    wanted = Evidence(tee="echo", data=host_report_data(b"x" * 64), endorsements=(CRL,))
     assert decode_evidence(answer_of(runtime, evidence(b"x" * 64)).result) == wanted
     assert not runtime.finalized.is_set()
     assert status(answer_of(runtime, finalize())) == OK
@@ -235,7 +236,7 @@ def test_evidence_is_over_64_bytes(runtime: Runtime) -> None:
     answer_of(runtime, initialize())
     for length in (0, 63, 65):
         reply = answer_of(runtime, evidence(bytes(length)))
-        assert status(reply) == (StatusCode.INVALID_ARGUMENT, "report_data has 64 bytes")
+        assert status(reply) == (StatusCode.INVALID_ARGUMENT, "a question has 64 bytes")
 
 
 def test_an_enclave_without_a_device_makes_no_evidence(application: ModuleType, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, asdict
 
 import pytest
 
+from adyton.bundle.access import AccessSettings, Word
 from adyton.bundle.settings import (
     MAX_TOML_BYTES,
     EnvironmentSettings,
@@ -40,6 +41,8 @@ SWITCHES = {
     ("network", "outbound"): False,
     ("logging", "access"): False,
     ("logging", "exception_messages"): False,
+    ("server", "plain_tls"): False,
+    ("server", "mesh"): False,
     ("server", "health"): True,
     ("server", "reflection"): True,
 }
@@ -68,11 +71,14 @@ def test_what_is_not_said_has_its_default() -> None:
     assert settings.network == NetworkSettings(outbound=False)
     assert settings.logging == LoggingSettings(access=False, exception_messages=False)
     numbers = {key: default for key, (default, _, _) in NUMBERS.items()}
-    assert asdict(settings.server) == numbers | {"health": True, "reflection": True}
+    switches = {key: default for (table, key), default in SWITCHES.items() if table == "server"}
+    assert asdict(settings.server) == numbers | switches | {"names": ()}
+    assert settings.access == AccessSettings(policy=None, allow_insecure=(), default=Word.ANYONE, methods=())
 
 
 def test_an_empty_table_is_its_defaults() -> None:
-    assert parse(MINIMAL + "[environment]\n[network]\n[logging]\n[server]\n") == parse(MINIMAL)
+    assert parse(MINIMAL + "[environment]\n[network]\n[logging]\n[server]\n[access]\n") == parse(MINIMAL)
+    assert parse(MINIMAL + "[access.methods]\n") == parse(MINIMAL)
 
 
 @pytest.mark.parametrize("key", NUMBERS)
@@ -113,7 +119,7 @@ def test_a_key_without_a_default_must_be_there(missing: str) -> None:
     assert f"'{missing}' is missing" in refusal(text)
 
 
-@pytest.mark.parametrize("table", ["", "environment", "network", "logging", "server"])
+@pytest.mark.parametrize("table", ["", "environment", "network", "logging", "server", "access"])
 def test_an_unknown_key_is_refused_at_every_level(table: str) -> None:
     header, key = (f"[{table}]\n", f"{table}.wrokers") if table else ("", "wrokers")
     assert f"unknown key '{key}' (known: " in refusal(f"{MINIMAL}{header}wrokers = 1")
@@ -160,11 +166,11 @@ def test_a_string_is_nothing_else(literal: str) -> None:
 @pytest.mark.parametrize("value", [*LITERALS.values(), '["a", 1]', '[["a"]]', "[true]"])
 def test_a_list_of_strings_is_nothing_else(value: str) -> None:
     assert "'include' should be a list of strings" in refusal(f"{NAME}\n{APPLICATION}\ninclude = {value}")
-    why = refusal(f"{MINIMAL}[environment]\nallow = {value}")
-    assert "'environment.allow' should be a list of strings" in why
+    for table, key in (("environment", "allow"), ("server", "names"), ("access", "allow_insecure")):
+        assert f"'{table}.{key}' should be a list of strings" in refusal(f"{MINIMAL}[{table}]\n{key} = {value}")
 
 
-@pytest.mark.parametrize("table", ["environment", "network", "logging", "server"])
+@pytest.mark.parametrize("table", ["environment", "network", "logging", "server", "access"])
 @pytest.mark.parametrize("value", [literal for kind, literal in LITERALS.items() if kind != "table"])
 def test_a_table_is_nothing_else(table: str, value: str) -> None:
     assert f"'{table}' should be a table" in refusal(f"{MINIMAL}{table} = {value}")

@@ -7,6 +7,7 @@ key. What the host may decide instead stands in adyton/proto/enclave.proto. docs
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 import tomllib
@@ -14,6 +15,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from adyton.bundle.access import AccessSettings, check_access
 from adyton.errors import ConfigurationError
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -64,8 +66,15 @@ class LoggingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """[server]: the limits of GrpcApplication's server. Times in milliseconds, sizes in bytes."""
+    """[server]: the names, ports and limits of GrpcApplication's server. Times in milliseconds, sizes in bytes.
 
+    `names` are DNS names that clients may reach it by, beside "atls.internal". `plain_tls`: a second port, for clients
+    that show no certificate. `mesh`: a third, for callers that have enrolled.
+    """
+
+    names: tuple[str, ...] = ()
+    plain_tls: bool = False
+    mesh: bool = False
     workers: int = _within(1, 1, 256)
     threads: int = _within(10, 1, 1024)
     max_message_bytes: int = _within(1024 * 1024, 1024, 1 << 30)
@@ -95,6 +104,7 @@ class Settings:
     network: NetworkSettings = NetworkSettings()
     logging: LoggingSettings = LoggingSettings()
     server: ServerSettings = ServerSettings()
+    access: AccessSettings = field(default=AccessSettings())
 
 
 def parse_settings(text: bytes) -> Settings:
@@ -107,6 +117,7 @@ def parse_settings(text: bytes) -> Settings:
         raise ConfigurationError(f"enclave.toml is not TOML: {problem}") from problem
     settings = _table(Settings, raw, "")
     _check_words(settings)
+    check_access(settings.access, settings.include)
     return settings
 
 
@@ -119,13 +130,14 @@ def _table(kind: type[T], raw: dict[str, Any], prefix: str) -> T:
     values = {}
     for name, each in known.items():
         if name in raw:
-            values[name] = _value(hints[name], raw[name], prefix + name, each.metadata.get("bounds"))
+            parse = each.metadata.get("parse", functools.partial(_value, hints[name], each.metadata.get("bounds")))
+            values[name] = parse(raw[name], prefix + name)
         elif each.default is dataclasses.MISSING:
             raise ConfigurationError(f"enclave.toml: {prefix + name!r} is missing")
     return kind(**values)
 
 
-def _value(kind: Any, raw: object, key: str, bounds: tuple[int, int] | None) -> object:
+def _value(kind: Any, bounds: tuple[int, int] | None, raw: object, key: str) -> object:
     if dataclasses.is_dataclass(kind) and isinstance(raw, dict):
         return _table(typing.cast("type[Any]", kind), raw, key + ".")
     if kind is bool and isinstance(raw, bool):

@@ -1,7 +1,7 @@
 """`adyton call`: one call of a method that the server describes by reflection; JSON in, JSON out.
 
-The channel is plain, for a server on this machine that one develops or debugs. gRPC is imported when the verb runs,
-since every `adyton --help` imports this module.
+The channel is attested, or for an ordinary gRPC server plain. gRPC is imported when the verb runs, since every
+`adyton --help` imports this module.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import contextlib
-import dataclasses
-import ipaddress
 import os
 import re
 import sys
@@ -19,23 +16,20 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from adyton.atls.dial import Target
+from adyton.cli.connection import MAX_MESSAGE_BYTES, add_connection_arguments, open_channel, read_wanted
 from adyton.cli.main import say
+from adyton.cli.question import check_no_policy_is_needed
 from adyton.errors import ApplicationError, ConfigurationError, StatusCode
 
 if TYPE_CHECKING:
+    import grpc
+
     from adyton.cli.reflection import Method, Reflection, Server
 
 _PLAIN = "plain gRPC: this connection is neither encrypted nor attested"
-_MAX_TIMEOUT_SECONDS = 365 * 86400
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]*")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Target:
-    address: str  # as gRPC reads it, with a scheme, so that gRPC has nothing left to guess
-    is_local: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,30 +41,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method.required = messages.required = False  # not nargs "?" and "*", which stop at the first option
     parser.add_argument("--list", action="store_true", help="list the services, or a service's methods, and call none")
     parser.add_argument("--compact", action="store_true", help="one line a message, also where one message is all")
-    parser.add_argument("--timeout", type=_seconds, default=30, metavar="SECONDS", help=_TIMEOUT_HELP)
     parser.add_argument("--metadata", action="append", default=[], metavar="NAME=VALUE", help=_METADATA_HELP)
-    parser.add_argument("--plaintext", action="store_true", help="go to another machine without encryption")
+    parser.add_argument("--plaintext", action="store_true", help=_PLAINTEXT_HELP)
+    add_connection_arguments(parser, policy_required=False)
 
 
 _MESSAGES_HELP = (
     "a message; several for a client-streaming method, which without any reads them from standard input, one a line; "
     "for other methods - reads one from standard input, and none is the empty message"
 )
-_TIMEOUT_HELP = "for the call, and before it for the reflection (default: %(default)s)"
+_PLAINTEXT_HELP = "no policy: an ordinary gRPC server, and a connection that is neither encrypted nor attested"
 _METADATA_HELP = "send this with the call; repeatable; the value of a name that ends in -bin is in base64"
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print each response as JSON: indented if the method answers with one message, else one a line as they come."""
-    target = _parse_target(arguments.target)
-    _check(arguments, target)
+    target = Target.parse(arguments.target)
+    _check(arguments)
     metadata = tuple(_parse_metadata(pair) for pair in arguments.metadata)
     method = () if arguments.list else _parse_method(arguments.method)
-    say(_PLAIN)
     from adyton.cli.reflection import Reflection, Server
 
-    name, seconds = arguments.target, arguments.timeout
-    with Server(target.address, name=name, timeout_seconds=seconds, metadata=metadata) as server:
+    with Server(
+        _plain_channel(target) if arguments.plaintext else open_channel(read_wanted(arguments)),
+        name=arguments.target,
+        timeout_seconds=arguments.timeout,
+        metadata=metadata,
+        closed_mend="an enclave's server closes a plain connection: give --policy" if arguments.plaintext else "",
+    ) as server:
         reflection = Reflection(server)
         if method:
             _call(server, reflection.method(*method), arguments)
@@ -79,16 +77,32 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace, target: _Target) -> None:
-    if not target.is_local and not arguments.plaintext:
-        problem = f"{arguments.target} is not on this machine, and this command speaks plain gRPC"
-        raise ConfigurationError(
-            f"{problem}: the connection would be neither encrypted nor attested", mend="--plaintext accepts that"
-        )
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.plaintext:
+        check_no_policy_is_needed(arguments)
+        if arguments.policy is not None or arguments.server_name is not None:
+            raise ConfigurationError("--plaintext attests nothing, so it goes with neither --policy nor --server-name")
+    elif arguments.policy is None:
+        mend = "--policy FILE; or --plaintext for an ordinary gRPC server"
+        raise ConfigurationError("which enclave would be acceptable?", mend=mend)
     if arguments.list and arguments.messages:
         raise ConfigurationError("--list calls nothing and takes no message")
     if not arguments.list and arguments.method is None:
         raise ConfigurationError("which method?", mend="--list shows what there is")
+
+
+def _plain_channel(target: Target) -> grpc.Channel:
+    import grpc
+
+    say(_PLAIN)
+    host = urllib.parse.quote(target.host, safe=":")
+    shown = f"[{host}]" if ":" in host else host
+    address = f"unix:{urllib.parse.quote(target.path)}" if target.path else f"dns:///{shown}:{target.port}"
+    options = [
+        ("grpc.enable_http_proxy", 0),  # a proxy named in the environment must not see what goes to this machine
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ]
+    return grpc.insecure_channel(address, options=options)
 
 
 def _list(reflection: Reflection, service: str | None) -> None:
@@ -141,27 +155,6 @@ def _lines() -> Iterator[tuple[int, bytes]]:
         raise ConfigurationError(f"standard input: {problem.strerror}") from None
 
 
-def _parse_target(text: str) -> _Target:
-    scheme, _, path = text.partition(":")
-    if scheme == "unix" and path:
-        path = path.removeprefix("//") if path.startswith("///") else path
-        return _Target(address=f"unix:{urllib.parse.quote(path)}", is_local=True)
-    host, _, port = text.rpartition(":")
-    if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"{text!r} is not HOST:PORT, [IPV6]:PORT or unix:PATH")
-    with contextlib.suppress(ValueError):
-        return _parse_ip(host, port)
-    if not _HOST.fullmatch(host):
-        raise ConfigurationError(f"{text!r} is not HOST:PORT, [IPV6]:PORT or unix:PATH")
-    return _Target(address=f"dns:///{host}:{port}", is_local=host.lower() == "localhost")
-
-
-def _parse_ip(host: str, port: str) -> _Target:
-    address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    shown = f"ipv4:{address}" if address.version == 4 else f"ipv6:[{urllib.parse.quote(str(address), safe=':')}]"
-    return _Target(address=f"{shown}:{port}", is_local=address.is_loopback)
-
-
 def _parse_method(text: str) -> tuple[str, str]:
     service, _, method = text.rpartition("/" if "/" in text else ".")
     if not service or not method:
@@ -180,10 +173,3 @@ def _parse_metadata(pair: str) -> tuple[str, str | bytes]:
         return name, base64.b64decode(value, validate=True)
     except binascii.Error:
         raise ConfigurationError(f"--metadata {pair!r}: the value of a -bin name is in base64") from None
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < (value := float(text)) <= _MAX_TIMEOUT_SECONDS:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds between 0 and {_MAX_TIMEOUT_SECONDS}")

@@ -11,17 +11,22 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import adyton
 from adyton.cli.printable import printable
-from adyton.errors import AdytonError, ExitCode
+from adyton.errors import AdytonError, EvidenceError, ExitCode, PolicyError
 
-#: Verb → one line of help. Each verb is a module of this package with `add_arguments(parser)` and `run(arguments)`.
+#: Verb → one line of help. Each verb is a module of this package, '-' written '_', with `add_arguments(parser)` and
+#: `run(arguments)`.
 VERBS: dict[str, str] = {
     "init": "make a new project: proto, servicer, enclave.toml, test",
     "build": "make a project's bundle and its measurements.json",
     "run": "start an enclave and serve until Ctrl-C or SIGTERM",
     "call": "call one method of a server, by its reflection",
+    "verify-server": "whether a server is an enclave that a policy accepts",
+    "export-ca": "write the CA of such an enclave to a file, for clients that can't attest",
+    "proxy": "let local gRPC clients that can't attest speak to such an enclave",
     "inspect": "what evidence claims, not verified",
     "verify": "whether evidence is genuine, and acceptable to a policy",
     "explain": "a verification step by step, and a policy key by key",
@@ -35,9 +40,12 @@ def main(words: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     arguments = _parser().parse_args(words)
     try:
-        verb = importlib.import_module(f"adyton.cli.{arguments.verb}")
-        code: int = verb.run(arguments)
+        code: int = _module(arguments.verb).run(arguments)
         sys.stdout.flush()
+    except (EvidenceError, PolicyError) as problem:
+        from adyton.cli.verdict import print_refusal
+
+        return print_refusal(arguments.verb, problem, as_json=False)
     except AdytonError as problem:
         say(f"adyton {arguments.verb}: {problem}")
         return int(type(problem).exit_code)
@@ -79,9 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"adyton {adyton.__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for name, text in VERBS.items():
-        module = importlib.import_module(f"adyton.cli.{name}")
-        module.add_arguments(verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
+        _module(name).add_arguments(verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + "."))
     return parser
+
+
+def _module(verb: str) -> Any:
+    return importlib.import_module(f"adyton.cli.{verb.replace('-', '_')}")
 
 
 if __name__ == "__main__":

@@ -43,15 +43,24 @@ def add_evidence(parser: argparse.ArgumentParser) -> None:
 def add_question(parser: argparse.ArgumentParser, *, policy_required: bool) -> None:
     """The arguments of a question."""
     add_evidence(parser)
-    parser.add_argument("--policy", type=Path, required=policy_required, metavar="FILE", help="what is acceptable")
+    add_policy(parser, required=policy_required)
     parser.add_argument("--at", type=_time, metavar="TIME", help="judge as of that time, ISO 8601 (default: now)")
     parser.add_argument("--collateral", type=Path, metavar="DIR", help="folder of certificates, CRLs, logs, keys …")
-    parser.add_argument("--report-data", type=_hex, metavar="HEX", help="what the evidence must have been made over")
-    parser.add_argument(
-        "--allow-insecure", type=_insecurities, default=frozenset(), metavar="NAMES", help=", ".join(Insecurity)
+    made_over = parser.add_mutually_exclusive_group()
+    made_over.add_argument("--report-data", type=_hex, metavar="HEX", help="what the evidence must have been made over")
+    made_over.add_argument(
+        "--question", type=_hex, metavar="HEX", help="the 64 bytes that a host asked its enclave with"
     )
     parser.add_argument(
         "--reference-values", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help="signed ones"
+    )
+
+
+def add_policy(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """The arguments that say what is acceptable; `read_policy` reads --reference-values too, a list of files."""
+    parser.add_argument("--policy", type=Path, required=required, metavar="FILE", help="what is acceptable")
+    parser.add_argument(
+        "--allow-insecure", type=_insecurities, default=frozenset(), metavar="NAMES", help=", ".join(Insecurity)
     )
     parser.add_argument("--state", type=Path, metavar="FILE", help="remembers the versions of signed reference values")
 
@@ -63,24 +72,35 @@ def read_question(arguments: argparse.Namespace) -> Question:
     if arguments.at is not None:
         say(f"as of {arguments.at.isoformat()}, not now")
     now = arguments.at or datetime.now(UTC)
-    policy = _read_policy(arguments, now)
+    policy = None if arguments.policy is None else read_policy(arguments, now)
+    if policy is None:
+        check_no_policy_is_needed(arguments)
     evidence = load_evidence(arguments.evidence, arguments.tee)
     if arguments.collateral is not None:
         evidence = staple(evidence, load_endorsements(arguments.collateral))
     return Question(
-        evidence=evidence, policy=policy, now=now, report_data=arguments.report_data, allow=arguments.allow_insecure
+        evidence=evidence,
+        policy=policy,
+        now=now,
+        report_data=_report_data(arguments, evidence.tee),
+        allow=arguments.allow_insecure,
     )
 
 
-def _read_policy(arguments: argparse.Namespace, now: datetime) -> Policy | None:
+def _report_data(arguments: argparse.Namespace, tee: str) -> bytes | None:
+    from adyton.atls.binding import carried, host_report_data
+
+    given: bytes | None = arguments.report_data
+    return given if arguments.question is None else carried(tee, host_report_data(arguments.question))
+
+
+def read_policy(arguments: argparse.Namespace, now: datetime) -> Policy:
+    """The policy that the arguments name, with its reference values, none older than --state has seen."""
     from adyton.cli.evidence_files import read_file
     from adyton.cli.seen_versions import load_seen_versions
     from adyton.policy.document import MAX_POLICY_BYTES, Policy
     from adyton.policy.signed import MAX_DOCUMENT_BYTES
 
-    if arguments.policy is None:
-        _check_no_policy_is_needed(arguments)
-        return None
     return Policy.parse(
         read_file(arguments.policy, at_most=MAX_POLICY_BYTES),
         reference_values=[read_file(path, at_most=MAX_DOCUMENT_BYTES) for path in arguments.reference_values],
@@ -89,9 +109,10 @@ def _read_policy(arguments: argparse.Namespace, now: datetime) -> Policy | None:
     )
 
 
-def _check_no_policy_is_needed(arguments: argparse.Namespace) -> None:
-    for name in ("report_data", "allow_insecure", "reference_values", "state"):
-        if getattr(arguments, name):
+def check_no_policy_is_needed(arguments: argparse.Namespace) -> None:
+    """Raise ConfigurationError if something was given that means nothing without a policy."""
+    for name in ("report_data", "question", "allow_insecure", "reference_values", "state"):
+        if getattr(arguments, name, None):
             raise ConfigurationError(f"--{name.replace('_', '-')} is about a policy, and none is given: --policy FILE")
 
 

@@ -38,13 +38,8 @@ from adyton.errors import (
 )
 
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-_MAX_MESSAGE_BYTES = 64 << 20
 _MAX_FILES = 1000
 _MAX_NAMES_SHOWN = 30
-_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),  # a proxy named in the environment must not see what goes to this machine
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-)
 #: How the details of an UNAVAILABLE begin that gRPC's core made itself; any other came from the service.
 _LOST = re.compile(
     r"failed to connect|errors? resolving|DNS resolution failed|Socket closed|Connection reset|Broken pipe"
@@ -56,15 +51,26 @@ _Ask = Callable[[ServerReflectionRequest], ServerReflectionResponse]
 
 
 class Server:
-    """A plain channel, and what each call on it carries. A context manager: leaving it closes the channel."""
+    """A channel of any kind, and what each call on it carries. A context manager: leaving it closes the channel.
+
+    Nobody else may hold the channel: see `_Call` for why nothing of gRPC's may be left. `closed_mend` is what to say
+    where the other side has closed the connection.
+    """
 
     def __init__(
-        self, address: str, *, name: str, timeout_seconds: float, metadata: tuple[tuple[str, str | bytes], ...] = ()
+        self,
+        channel: grpc.Channel,
+        *,
+        name: str,
+        timeout_seconds: float,
+        metadata: tuple[tuple[str, str | bytes], ...] = (),
+        closed_mend: str = "",
     ) -> None:
         self.name = name
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._channel = channel
         self._timeout_seconds = timeout_seconds
         self._metadata = metadata
+        self._closed_mend = closed_mend
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +104,7 @@ class Server:
 
     def _unreachable(self, details: str) -> UnreachableError:
         cause = details.rpartition(": ")[2].rstrip("]")[:200]
-        mend = "a server that speaks TLS closes a plain connection" if cause == "Socket closed" else ""
+        mend = self._closed_mend if cause == "Socket closed" else ""
         return UnreachableError(f"can't reach {self.name}: {cause}", mend=mend)
 
 
@@ -137,6 +143,8 @@ class _Call:
             return cast("bytes | None", next(self._call, None))
         except grpc.RpcError as problem:
             problem.__traceback__ = None
+            if isinstance(problem, AdytonError):  # the attested channel's own: there is no such connection
+                self.failure = problem
             return problem.code(), printable(problem.details() or "")
 
     def end(self) -> None:

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the enclave's name (default: as in enclave.toml)")
     parser.add_argument("--address", default="localhost", help="where the server listens (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system choose (default: %(default)s)")
+    parser.add_argument("--plain-tls-port", type=int, default=0, help="the same, if enclave.toml opens such a port")
     parser.add_argument("--workers", type=int, help="server processes (default: as in enclave.toml)")
     parser.add_argument("--lifetime-ms", type=int, default=0, help="stop by itself after this long (default: never)")
     parser.add_argument(
@@ -56,6 +57,8 @@ def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace)
             print(f"Server started on port {output.Extensions[extensions.actual_server_port]}", flush=True)
         else:
             say("the application runs; it serves no port")
+        if output.HasExtension(extensions.actual_plain_tls_port):
+            print(f"Plain TLS on port {output.Extensions[extensions.actual_plain_tls_port]}", flush=True)
         enclave.stop_requested.add_done_callback(lambda done: signals.stop.put(_outcome(done)))
         outcome = signals.stop.get()
         if isinstance(outcome, AdytonError):
@@ -121,6 +124,8 @@ def _fill(config: EnclaveConfig, arguments: argparse.Namespace) -> EnclaveConfig
         config.environment_variables.add(name=name, value=value)
     config.Extensions[extensions.server_address] = arguments.address
     config.Extensions[extensions.port] = arguments.port
+    if arguments.plain_tls_port:
+        config.Extensions[extensions.plain_tls_port] = arguments.plain_tls_port
     config.Extensions[extensions.server_max_lifetime_ms] = arguments.lifetime_ms
     config.Extensions[extensions.shutdown_grace_ms] = arguments.grace_ms
     if arguments.workers is not None:

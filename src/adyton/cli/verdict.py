@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adyton.cli.main import say
 from adyton.cli.printable import printable
-from adyton.cli.tree import one_line
+from adyton.cli.tree import one_line, print_line
 from adyton.errors import EvidenceError, PolicyError
 from adyton.policy.insecurity import Insecurity
 
@@ -31,8 +31,20 @@ def print_json(document: object) -> None:
     print(printable(json.dumps(document, indent=2, sort_keys=True)))
 
 
+def print_record(record: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what was accepted on standard output: a line a value, or JSON."""
+    if as_json:
+        print_json(record)
+        return
+    width = max(map(len, record))
+    for key, value in record.items():
+        print_line(f"{key:<{width}}  {as_text(value)}")
+
+
 def as_text(value: object) -> str:
     """A value of a record, in words."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):
@@ -45,13 +57,22 @@ def warn(appraisal: Appraisal) -> None:
     for insecurity in appraisal.insecurities:
         say(f"warning: {insecurity}: {DANGERS[insecurity]}")
     if not appraisal.report_data_compared:
-        say("warning: the evidence may be old, and made for somebody else: give --report-data")
+        say("warning: the evidence may be old, and made for somebody else: give --question or --report-data")
 
 
 def refusal(problem: EvidenceError | PolicyError) -> dict[str, Any]:
     """The refusal for JSON."""
     findings = problem.findings if isinstance(problem, PolicyError) else ()
     return {"accepted": False, "error": problem.message, "findings": [asdict(finding) for finding in findings]}
+
+
+def print_refusal(verb: str, problem: EvidenceError | PolicyError, *, as_json: bool) -> int:
+    """Say it on standard error, or as JSON on standard output; the exit code."""
+    if as_json:
+        print_json(refusal(problem))
+    else:
+        say_refusal(verb, problem)
+    return int(type(problem).exit_code)
 
 
 def say_refusal(verb: str, problem: EvidenceError | PolicyError) -> None:

@@ -6,8 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from adyton.cli.question import add_question, read_question
-from adyton.cli.tree import print_line
-from adyton.cli.verdict import as_text, print_json, refusal, say_refusal, warn
+from adyton.cli.verdict import print_record, print_refusal, warn
 from adyton.errors import EvidenceError, PolicyError
 
 if TYPE_CHECKING:
@@ -24,19 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         appraisal = _appraise(arguments)
     except (EvidenceError, PolicyError) as problem:
-        if arguments.json:
-            print_json(refusal(problem))
-        else:
-            say_refusal("verify", problem)
-        return int(type(problem).exit_code)
+        return print_refusal("verify", problem, as_json=arguments.json)
     warn(appraisal)
-    record = appraisal.record()
-    if arguments.json:
-        print_json(record)
-    else:
-        width = max(map(len, record))
-        for key, value in record.items():
-            print_line(f"{key:<{width}}  {as_text(value)}")
+    print_record(appraisal.record(), as_json=arguments.json)
     return 0
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adyton.bundle.settings import Settings
+from adyton.errors import ApplicationError, PolicyError, StatusCode
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
 
 if TYPE_CHECKING:
+    from adyton.atls.enrolling import CallerIdentity
+    from adyton.enclave.keeper import KeeperClient
+    from adyton.policy.document import Policy
     from adyton.tee.devices import Device
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,18 +26,57 @@ class EnclaveContext:
     """What an application knows about the enclave that it is in.
 
     `application_directory` holds the bundle's files and is measured; `data_directory` is the enclave's own to write,
-    empty at the start and gone at the end. `worker`
-    is the number of this server process where there are several, else None. `request_stop` asks
-    the host to finalize the enclave; a hostile host may ignore it.
+    empty at the start and gone at the end. `config_sha256` is of the configuration as the host sent it. `worker`
+    is the number of this server process where there are several, else None; such a process has no device, and
+    `keeper` is its connection to the one that has. `reference_values` are the signed documents that came with the
+    configuration, not verified yet. `request_stop` asks the host to finalize the enclave; a hostile host may ignore it.
     """
 
     name: str
     settings: Settings
     application_directory: Path
     data_directory: Path
+    config_sha256: bytes
     device: Device | None
     worker: int | None
+    keeper: KeeperClient | None
     request_stop: Callable[[str], None]
+    reference_values: tuple[bytes, ...] = ()
+
+    def identity(self, *, role: str) -> CallerIdentity:
+        """What this enclave attests itself with to another one: `adyton.connect(…, identity=…)`.
+
+        UNIMPLEMENTED where no device makes evidence; ConfigurationError for a role that is no DNS label.
+        """
+        from adyton.atls.batch import DeviceQuotes
+        from adyton.atls.claims import encode_claims
+        from adyton.atls.enrolling import CallerIdentity
+
+        if self.keeper is not None:
+            return CallerIdentity(role=role, claims=self.keeper.current().claims, quotes=self.keeper)
+        if self.device is None:
+            raise ApplicationError(StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
+        claims = encode_claims(name=self.name, config_sha256=self.config_sha256)
+        return CallerIdentity(role=role, claims=claims, quotes=DeviceQuotes(self.device))
+
+    def policy(self, path: str) -> Policy:
+        """The policy in that file of the bundle, with those of `reference_values` that it can use.
+
+        What it can't use is logged and left out, for another policy may be meant; a rule without its values refuses
+        all evidence. Raises ConfigurationError.
+        """
+        from adyton.atls.connect import load_policy
+
+        file = self.application_directory / path
+        policy, used = load_policy(file), list[bytes]()
+        for document in self.reference_values:
+            try:
+                policy = load_policy(file, [*used, document])
+            except PolicyError as problem:
+                _log.warning("signed reference values are not used", extra={"policy": path, "reason": problem.message})
+            else:
+                used.append(document)
+        return policy
 
 
 class TrustedApplication:

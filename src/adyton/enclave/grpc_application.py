@@ -1,6 +1,6 @@
 """A TrustedApplication that is a gRPC server: the author overrides one method.
 
-Until the attested channel exists the server speaks plain gRPC, so it listens on the loopback interface only.
+It serves the attested channel (ATLS): a client that asks gets evidence that is bound to its very connection.
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from adyton.atls.access import agreed_insecurities, check_against_policy
+from adyton.atls.attester import Attester
+from adyton.atls.batch import BatchedQuotes, DeviceQuotes
+from adyton.atls.certificates import DEFAULT_AUDIENCE
+from adyton.atls.claims import encode_claims
+from adyton.atls.identity import IdentitySource, LocalIdentity
+from adyton.atls.question import Terms
+from adyton.atls.registrar import Registrar
 from adyton.bundle.settings import Settings
 from adyton.enclave.application import TrustedApplication
+from adyton.enclave.keeper import Keeper
+from adyton.enclave.ports import ATTESTED, Numbers, open_ports
 from adyton.enclave.serving import AioServing, Listen, Serving, ThreadedServing, probe_bind
 from adyton.enclave.workers import WorkerPool
 from adyton.errors import ApplicationError, StatusCode
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.tee.devices import Device
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +45,7 @@ class ServerPlan:
     """What the host asked for, checked."""
 
     address: str
-    port: int
+    ports: Numbers
     workers: int
     lifetime_seconds: float
     grace_seconds: float
@@ -48,8 +59,11 @@ def read_plan(config: EnclaveConfig, settings: Settings) -> ServerPlan:
         raise _invalid("Expected the extension adyton.port on EnclaveConfig")
     workers = config.Extensions[extensions.workers] if config.HasExtension(extensions.workers) else None
     return ServerPlan(
-        address=_loopback(config.Extensions[extensions.server_address]),
-        port=_within("port", config.Extensions[extensions.port], 0, 65535),
+        address=_ip_address(config.Extensions[extensions.server_address]),
+        ports={
+            port.name: _within(port.asked.name, config.Extensions[port.asked], 0, 65535)
+            for port in open_ports(settings.server)
+        },
         workers=settings.server.workers if workers is None else _within("workers", workers, 1, MAX_WORKERS),
         lifetime_seconds=_milliseconds(config, extensions.server_max_lifetime_ms),
         grace_seconds=_milliseconds(config, extensions.shutdown_grace_ms),
@@ -66,7 +80,7 @@ def _within(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def _loopback(address: str) -> str:
+def _ip_address(address: str) -> str:
     if address == "localhost":
         try:
             probe_bind("127.0.0.1", 0).close()
@@ -77,11 +91,6 @@ def _loopback(address: str) -> str:
         parsed = ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
     except ValueError:
         raise _invalid(f"the extension adyton.server_address is {address[:80]!r}, which is no IP address") from None
-    if not parsed.is_loopback:
-        raise _invalid(
-            f"the extension adyton.server_address is {address!r}: without the attested channel anybody on the way "
-            "could read and change what is sent, so the server listens on loopback only (localhost, 127.0.0.1, ::1)"
-        )
     return str(parsed)
 
 
@@ -114,13 +123,14 @@ class _GrpcApplicationBase(TrustedApplication):
             self._lifetime = threading.Timer(plan.lifetime_seconds, self._outlive)
             self._lifetime.daemon = True
             self._lifetime.start()
-        _log.info("server started", extra={"port": self._serving.port, "workers": plan.workers})
+        _log.info("server started", extra={"port": self._serving.ports[ATTESTED.name], "workers": plan.workers})
 
     def run(self, input: EnclaveInput) -> EnclaveOutput:  # noqa: ARG002
-        """Answer the port that the server listens on."""
+        """Answer the ports that the server listens on."""
         output = EnclaveOutput()
         assert self._serving is not None
-        output.Extensions[extensions.actual_server_port] = self._serving.port
+        for port in open_ports(self.context.settings.server):
+            output.Extensions[port.answered] = self._serving.ports[port.name]
         return output
 
     def finalize(self, final: EnclaveFinal) -> None:  # noqa: ARG002
@@ -142,11 +152,42 @@ class _GrpcApplicationBase(TrustedApplication):
             self.context.request_stop("the server's maximum lifetime is over")
 
     def _start(self, plan: ServerPlan, config: EnclaveConfig) -> Serving:
-        if plan.workers > 1 and self.context.worker is None:
-            return WorkerPool(self.context, config, address=plan.address, port=plan.port, workers=plan.workers)
-        return self._serve(Listen(address=plan.address, port=plan.port, shared=self.context.worker is not None))
+        listen = Listen(address=plan.address, ports=plan.ports, shared=self.context.worker is not None)
+        if self.context.keeper is not None:
+            client = self.context.keeper
+            return self._serve(listen, self._attester(client, BatchedQuotes(client)))
+        quotes = BatchedQuotes(DeviceQuotes(self._device()))
+        identity = LocalIdentity(names=self._names(), claims=self._claims())
+        if plan.workers > 1:
+            keeper = Keeper(identity, quotes)
+            return WorkerPool(self.context, config, keeper=keeper, listen=listen, workers=plan.workers)
+        return self._serve(listen, self._attester(identity, quotes))
 
-    def _serve(self, listen: Listen) -> Serving:
+    def _device(self) -> Device:
+        if self.context.device is None:
+            raise ApplicationError(StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
+        return self.context.device
+
+    def _names(self) -> tuple[str, ...]:
+        return (DEFAULT_AUDIENCE, *self.context.settings.server.names)
+
+    def _claims(self) -> bytes:
+        return encode_claims(name=self.context.name, config_sha256=self.context.config_sha256)
+
+    def _attester(self, identity: IdentitySource, quotes: BatchedQuotes) -> Attester:
+        return Attester(
+            identity=identity, quotes=quotes, names=frozenset(self._names()), registrar=self._registrar(identity)
+        )
+
+    def _registrar(self, identity: IdentitySource) -> Registrar | None:
+        access = self.context.settings.access
+        if access.policy is None:
+            return None
+        policy = self.context.policy(access.policy)
+        check_against_policy(access, policy)
+        return Registrar(terms=Terms(policy=policy, allow=frozenset(agreed_insecurities(access))), identity=identity)
+
+    def _serve(self, listen: Listen, attester: Attester) -> Serving:
         raise NotImplementedError
 
 
@@ -161,8 +202,8 @@ class GrpcApplication(_GrpcApplicationBase):
         """Add your generated servicers: `add_TranslatorServicer_to_server(Translator(), server)`."""
         raise NotImplementedError(f"{type(self).__name__} does not override add_servicers")
 
-    def _serve(self, listen: Listen) -> Serving:
-        return ThreadedServing(self.context.settings, self.add_servicers, self.interceptors(), listen)
+    def _serve(self, listen: Listen, attester: Attester) -> Serving:
+        return ThreadedServing(self.context.settings, self.add_servicers, self.interceptors(), listen, attester)
 
 
 class AioGrpcApplication(_GrpcApplicationBase):
@@ -172,5 +213,5 @@ class AioGrpcApplication(_GrpcApplicationBase):
         """Add your generated servicers, whose methods are coroutines. Called on the event loop."""
         raise NotImplementedError(f"{type(self).__name__} does not override add_servicers")
 
-    def _serve(self, listen: Listen) -> Serving:
-        return AioServing(self.context.settings, self.add_servicers, self.interceptors(), listen)
+    def _serve(self, listen: Listen, attester: Attester) -> Serving:
+        return AioServing(self.context.settings, self.add_servicers, self.interceptors(), listen, attester)

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from adyton.atls.never_sent import ANSWERED_KEY
 from adyton.bundle.settings import LoggingSettings
 from adyton.enclave.logs import log_uncaught
 from adyton.errors import AdytonError, StatusCode
@@ -25,6 +26,9 @@ from adyton.errors import AdytonError, StatusCode
 _log = logging.getLogger("adyton.rpc")
 
 GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+#: What tells a client that an UNAVAILABLE came from the servicer, so that the RPC is not to be sent again.
+_MARK = (ANSWERED_KEY, "1")
 
 _TOO_LONG = (grpc.StatusCode.DEADLINE_EXCEEDED, "the RPC took longer than this server allows")
 
@@ -118,6 +122,9 @@ class _Guard:
 
     def __enter__(self) -> None:
         self._begun = time.monotonic()
+        if self._interceptor.on_asyncio:
+            # Now, for context.abort() sends the status at once there; and for good, for such a context can't be read.
+            self._context.set_trailing_metadata((_MARK,))
         if self._interceptor.timer is not None:
             self._interceptor.timer.begin(self, self._context.cancel)
 
@@ -127,18 +134,31 @@ class _Guard:
         answer = None
         if error is not None and not isinstance(error, GeneratorExit) and not _is_abort(error, self._context):
             answer = _answer_for(error, self._method, self._interceptor.logging_settings)
+        code = answer[0] if answer else _code_of(self._context)
+        if code is grpc.StatusCode.UNAVAILABLE and not self._interceptor.on_asyncio:
+            self._context.set_trailing_metadata((*(self._context.trailing_metadata() or ()), _MARK))
         if self._interceptor.logging_settings.access:
-            unsaid = grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN
-            _log_access(self._method, answer[0] if answer else _code_of(self._context) or unsaid, self._begun)
+            _log_access(self._method, code or _unsaid(error), self._begun)
         if answer is not None:
             self._context.abort(*answer)
+
+
+def _unmark(context: Any, code: grpc.StatusCode | None) -> None:
+    """Take the mark away, unless it is needed or the servicer has put metadata of its own in its place."""
+    if code is not grpc.StatusCode.UNAVAILABLE and tuple(context.trailing_metadata() or ()) == (_MARK,):
+        context.set_trailing_metadata(())
+
+
+def _unsaid(error: BaseException | None) -> grpc.StatusCode:
+    return grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN
 
 
 class GuardInterceptor(grpc.ServerInterceptor):
     """For grpc.server(): the outermost interceptor. An RPC over its time ends with CANCELLED."""
 
-    def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
+    def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int, *, on_asyncio: bool = False) -> None:
         self.logging_settings = logging_settings
+        self.on_asyncio = on_asyncio
         self.timer = RpcTimer(max_rpc_ms / 1000) if max_rpc_ms else None
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -160,7 +180,10 @@ class GuardInterceptor(grpc.ServerInterceptor):
             with _Guard(self, context, method):
                 yield from behavior(request, context)
 
-        return _rebuild(handler, answer_in_turn if handler.response_streaming else answer_once)
+        wrapped: Any = answer_in_turn if handler.response_streaming else answer_once
+        if pool := getattr(behavior, "experimental_thread_pool", None):
+            wrapped.experimental_thread_pool = pool
+        return _rebuild(handler, wrapped)
 
 
 def _is_abort(error: BaseException, context: Any) -> bool:
@@ -180,7 +203,7 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
         self._logging = logging_settings
         self._limit = max_rpc_ms / 1000 if max_rpc_ms else None
-        self._blocking = GuardInterceptor(logging_settings, max_rpc_ms=0)
+        self._blocking = GuardInterceptor(logging_settings, max_rpc_ms=0, on_asyncio=True)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """Wrap the method's handler; a blocking one too, which gRPC runs in a thread."""
@@ -213,10 +236,12 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
     async def _around(self, context: Any, method: str) -> AsyncIterator[None]:
         begun, code = time.monotonic(), grpc.StatusCode.UNKNOWN
         limit = asyncio.timeout(self._limit)
+        context.set_trailing_metadata((_MARK,))  # now, for context.abort() sends the status at once
         try:
             async with limit:
                 yield
             code = _code_of(context) or grpc.StatusCode.OK
+            _unmark(context, code)
         except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
             code = _code_of(context) or code
             raise

@@ -1,8 +1,8 @@
 """Where an enclave's interpreter begins when the operating system's process is the enclave, and a worker's too.
 
 The launcher's firmware has verified the bundle and starts this with one argument: a JSON object with `path` (added to
-sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or null, `device_fd`, `parent_pid`,
-`worker` (its number among the server processes of one enclave) and `cpu`.
+sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or null, `device_fd`, `keeper_fd` (to the first
+process of its enclave), `parent_pid`, `worker` (its number among the server processes of one enclave) and `cpu`.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def _serve(spec: dict[str, Any]) -> int:
         data_directory=Path(spec["data"]),
         device=_device(spec["device_fd"]),
         worker=spec["worker"],
+        keeper=_socket(spec["keeper_fd"]),
         request_stop=lambda reason: server.request_stop(reason),  # noqa: PLW0108  server comes below
     )
     server = ControlServer(socket.socket(fileno=spec["control_fd"]), runtime.accept)
@@ -102,7 +103,7 @@ def _shut_off(spec: dict[str, Any]) -> None:
     os.register_at_fork(after_in_child=_hear_signals)
     if spec["cpu"] is not None:
         os.sched_setaffinity(0, {spec["cpu"]})  # before there is a second thread
-    for descriptor in (spec["control_fd"], spec["device_fd"]):
+    for descriptor in (spec["control_fd"], spec["device_fd"], spec["keeper_fd"]):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
 
@@ -117,7 +118,12 @@ def _hear_signals() -> None:
 
 
 def _device(descriptor: int | None) -> SimulatedDevice | None:
-    return None if descriptor is None else SimulatedDevice(socket.socket(fileno=descriptor))
+    connection = _socket(descriptor)
+    return None if connection is None else SimulatedDevice(connection)
+
+
+def _socket(descriptor: int | None) -> socket.socket | None:
+    return None if descriptor is None else socket.socket(fileno=descriptor)
 
 
 def _leave_when_finalized(finalized: threading.Event) -> None:

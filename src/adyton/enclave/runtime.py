@@ -7,9 +7,11 @@ a folder with the verified bundle, and the device that makes evidence.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from adyton.atls.binding import host_report_data
 from adyton.bundle.settings import Settings
 from adyton.enclave.application import EnclaveContext, TrustedApplication
 from adyton.enclave.lifecycle import LifeCycle, Step
@@ -25,10 +28,12 @@ from adyton.errors import AdytonError, ApplicationError, ConfigurationError, Sta
 from adyton.proto import control_pb2
 from adyton.proto.control_server import Send
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.proto.grpc_application_pb2 import reference_values
 from adyton.proto.messages import parse_message
 from adyton.tee.message import encode_evidence
 
 if TYPE_CHECKING:
+    from adyton.enclave.keeper import KeeperClient
     from adyton.tee.devices import Device
 
 _log = logging.getLogger(__name__)
@@ -51,6 +56,7 @@ class Runtime:
         data_directory: Path,
         device: Device | None,
         worker: int | None = None,
+        keeper: socket.socket | None = None,
         request_stop: Callable[[str], None],
     ) -> None:
         self.finalized = threading.Event()
@@ -59,6 +65,7 @@ class Runtime:
         self._data_directory = data_directory
         self._device = device
         self._worker = worker
+        self._keeper = keeper
         self._request_stop = request_stop
         self._life = LifeCycle()
         self._application: TrustedApplication | None = None
@@ -101,7 +108,7 @@ class Runtime:
         actions: dict[str, Callable[[], bytes]] = {
             "initialize": lambda: self._initialize(request.initialize),
             "run": lambda: self._run(request.run.input),
-            "collect_evidence": lambda: self._collect_evidence(request.collect_evidence.report_data),
+            "collect_evidence": lambda: self._collect_evidence(request.collect_evidence.question),
             "finalize": lambda: self._finalize(request.finalize),
         }
         try:
@@ -111,9 +118,10 @@ class Runtime:
 
     def _initialize(self, call: control_pb2.Initialize) -> bytes:
         try:
-            self._prepare(_parse(EnclaveConfig, call.config))
+            config = _parse(EnclaveConfig, call.config)
+            self._prepare(config)
             self._application = application = self._load_application()
-            application.context = self._context(call)
+            application.context = self._context(call, tuple(config.Extensions[reference_values]))
             config = _parse(EnclaveConfig, call.config)  # again: the application's extensions are known now
             application.initialize(config)
         except BaseException:
@@ -151,16 +159,26 @@ class Runtime:
             raise ConfigurationError(f"{self._settings.application} is not a TrustedApplication")
         return kind()
 
-    def _context(self, call: control_pb2.Initialize) -> EnclaveContext:
+    def _context(self, call: control_pb2.Initialize, documents: tuple[bytes, ...]) -> EnclaveContext:
         return EnclaveContext(
             name=call.name,
             settings=self._settings,
             application_directory=self._application_directory,
             data_directory=self._data_directory,
+            config_sha256=hashlib.sha256(call.config).digest(),
             device=self._device,
             worker=self._worker,
+            keeper=self._keeper_client(),
             request_stop=self._request_stop,
+            reference_values=documents,
         )
+
+    def _keeper_client(self) -> KeeperClient | None:
+        if self._keeper is None:
+            return None
+        from adyton.enclave.keeper import KeeperClient  # only a worker needs it, and what it imports takes a while
+
+        return KeeperClient(self._keeper)
 
     def _run(self, data: bytes) -> bytes:
         assert self._application is not None
@@ -169,12 +187,12 @@ class Runtime:
             raise TypeError(f"run returned {type(output).__name__}")
         return b"" if output is None else output.SerializeToString()
 
-    def _collect_evidence(self, report_data: bytes) -> bytes:
-        if len(report_data) != 64:
-            raise ApplicationError(StatusCode.INVALID_ARGUMENT, "report_data has 64 bytes")
+    def _collect_evidence(self, question: bytes) -> bytes:
+        if len(question) != 64:
+            raise ApplicationError(StatusCode.INVALID_ARGUMENT, "a question has 64 bytes")
         if self._device is None:
             raise ApplicationError(StatusCode.UNIMPLEMENTED, "this enclave has no device that makes evidence")
-        return encode_evidence(self._device.collect_evidence(report_data))
+        return encode_evidence(self._device.collect_evidence(host_report_data(question)))
 
     def _finalize(self, call: control_pb2.Finalize) -> bytes:
         try:

@@ -18,9 +18,15 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from adyton.atls.attester import Attester
+from adyton.atls.peer import MEMBERS
+from adyton.atls.servicer import SERVICE, aio_attestation_handler, attestation_handler
 from adyton.bundle.settings import ServerSettings, Settings
+from adyton.enclave.access import access_interceptors, aio_access_interceptors
+from adyton.enclave.application_interceptors import aio_for_application, for_application
 from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
 from adyton.enclave.logs import log_uncaught
+from adyton.enclave.ports import MESH, Numbers, open_ports
 from adyton.errors import ApplicationError, StatusCode
 
 T = TypeVar("T")
@@ -34,7 +40,7 @@ _log = logging.getLogger(__name__)
 class Serving(Protocol):
     """A started server."""
 
-    port: int
+    ports: Numbers
 
     def stop(self, grace_seconds: float) -> None:
         """Refuse new RPCs at once, give those in flight `grace_seconds`, and return when they are over."""
@@ -42,10 +48,10 @@ class Serving(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
-    """Where a server listens; `shared`: with the other servers of this enclave."""
+    """Where a server listens, port by port; `shared`: with the other servers of this enclave."""
 
     address: str
-    port: int
+    ports: Numbers
     shared: bool
 
 
@@ -124,7 +130,7 @@ def server_options(limits: ServerSettings, listen: Listen) -> list[tuple[str, in
 
 def _add_standard_services(collected: ServicerCollector, server: Any, limits: ServerSettings, servicer: Any) -> None:
     collected.add_to(server)
-    names = collected.service_names()
+    names = [*collected.service_names(), SERVICE]
     if limits.health:
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         names.append(health.SERVICE_NAME)
@@ -132,11 +138,19 @@ def _add_standard_services(collected: ServicerCollector, server: Any, limits: Se
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
 
 
-def _listen(server: Any, listen: Listen) -> int:
-    try:
-        bound: int = server.add_insecure_port(bind_address(listen.address, listen.port))
-    except RuntimeError as problem:
-        raise cannot_bind(listen.address, listen.port) from problem
+def _listen(server: Any, limits: ServerSettings, listen: Listen, attester: Attester) -> Numbers:
+    bound = {}
+    for port in open_ports(limits):
+        number = listen.ports[port.name]
+        credentials = port.credentials(attester.identity)
+        try:
+            bound[port.name] = server.add_secure_port(bind_address(listen.address, number), credentials)
+        except RuntimeError as problem:
+            raise cannot_bind(listen.address, number) from problem
+    if attester.registrar is not None:
+        attester.registrar.mesh_port = bound.get(MESH.name, 0)
+    if MESH.name in bound:
+        MEMBERS.trust(attester.identity)
     return bound
 
 
@@ -149,6 +163,7 @@ class ThreadedServing:
         add_servicers: Callable[[grpc.Server], None],
         interceptors: Iterable[Any],
         listen: Listen,
+        attester: Attester,
     ) -> None:
         limits = settings.server
         collected: Any = ServicerCollector()
@@ -156,12 +171,17 @@ class ThreadedServing:
         self._health = health.HealthServicer()
         self._server = grpc.server(
             futures.ThreadPoolExecutor(limits.threads, "rpc"),
-            interceptors=[GuardInterceptor(settings.logging, limits.max_rpc_ms), *interceptors],
+            interceptors=[
+                GuardInterceptor(settings.logging, limits.max_rpc_ms),
+                *access_interceptors(settings.access),
+                *for_application(interceptors),
+            ],
             options=server_options(limits, listen),
             maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         )
+        self._server.add_generic_rpc_handlers((attestation_handler(attester),))
         _add_standard_services(collected, self._server, limits, self._health)
-        self.port = _listen(self._server, listen)
+        self.ports = _listen(self._server, limits, listen, attester)
         self._server.start()
         for name in ("", *collected.service_names()):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -181,6 +201,7 @@ class AioServing:
         add_servicers: Callable[[grpc.aio.Server], None],
         interceptors: Iterable[Any],
         listen: Listen,
+        attester: Attester,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._log_uncaught)
@@ -188,7 +209,7 @@ class AioServing:
         threading.Thread(target=self._keep_running, name="rpc-loop", daemon=True).start()
         self._health = health.aio.HealthServicer()
         self._server: Any = None
-        self.port = 0
+        self.ports: Numbers = {}
 
         async def start() -> None:
             limits = settings.server
@@ -196,12 +217,17 @@ class AioServing:
             add_servicers(collected)
             self._server = grpc.aio.server(
                 futures.ThreadPoolExecutor(limits.threads, "rpc"),
-                interceptors=[AioGuardInterceptor(settings.logging, limits.max_rpc_ms), *interceptors],
+                interceptors=[
+                    AioGuardInterceptor(settings.logging, limits.max_rpc_ms),
+                    *aio_access_interceptors(settings.access),
+                    *aio_for_application(interceptors),
+                ],
                 options=server_options(limits, listen),
                 maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
             )
+            self._server.add_generic_rpc_handlers((aio_attestation_handler(attester),))
             _add_standard_services(collected, self._server, limits, self._health)
-            self.port = _listen(self._server, listen)
+            self.ports = _listen(self._server, limits, listen, attester)
             await self._server.start()
             for name in ("", *collected.service_names()):
                 await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)

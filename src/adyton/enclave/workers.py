@@ -24,7 +24,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 from adyton.enclave.application import EnclaveContext
-from adyton.enclave.serving import cannot_bind, probe_bind
+from adyton.enclave.keeper import Keeper
+from adyton.enclave.ports import Numbers, open_ports
+from adyton.enclave.serving import Listen, cannot_bind, probe_bind
 from adyton.errors import AdytonError, ApplicationError, EnclaveDiedError, StatusCode
 from adyton.proto import control_pb2
 from adyton.proto import grpc_application_pb2 as extensions
@@ -50,14 +52,16 @@ class WorkerPool:
     """The server processes of one enclave; a Serving. All of them serve, or `__init__` raises."""
 
     def __init__(
-        self, context: EnclaveContext, config: EnclaveConfig, *, address: str, port: int, workers: int
+        self, context: EnclaveContext, config: EnclaveConfig, *, keeper: Keeper, listen: Listen, workers: int
     ) -> None:
         self._context = context
-        self._reservation = _reserve(address, port)
-        self.port: int = self._reservation.getsockname()[1]
+        self._keeper = keeper
+        self._reservations = {name: _reserve(listen.address, number) for name, number in listen.ports.items()}
+        self.ports: Numbers = {name: held.getsockname()[1] for name, held in self._reservations.items()}
         self._config = EnclaveConfig()
         self._config.CopyFrom(config)
-        self._config.Extensions[extensions.port] = self.port
+        for port in open_ports(context.settings.server):
+            self._config.Extensions[port.asked] = self.ports[port.name]
         self._config.Extensions[extensions.workers] = workers
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS_A_MINUTE)
         self._stopping = False
@@ -90,7 +94,8 @@ class WorkerPool:
             worker.process.kill()
             worker.control.close()
             worker.process.wait()
-        self._reservation.close()
+        for held in self._reservations.values():
+            held.close()
 
     def _tend(self, indices: range, started: Future[None]) -> None:
         """Start the workers, then one for each that died, until the end."""
@@ -124,18 +129,18 @@ class WorkerPool:
             worker.gone.add_done_callback(functools.partial(self._replace, worker.index))
 
     def _spawn(self, index: int) -> _Worker:
-        mine, theirs = socket.socketpair()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(theirs)
             on_failure = stack.enter_context(contextlib.ExitStack())
-            on_failure.callback(mine.close)
+            mine, theirs = _socket_pair(on_failure, stack)
+            kept, keeper = _socket_pair(on_failure, stack)
             process = subprocess.Popen(
-                _command(theirs.fileno(), index),
+                _command(theirs.fileno(), keeper.fileno(), index),
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), keeper.fileno()],
                 env=_environment(),
             )
             on_failure.pop_all()
+        threading.Thread(target=self._keeper.serve, args=(kept,), name="keeper", daemon=True).start()
         gone: Future[None] = Future()
         control = ControlClient(mine, explain=functools.partial(_explain, process, gone))
         self._workers[index] = worker = _Worker(index=index, process=process, control=control, gone=gone)
@@ -176,11 +181,19 @@ def _reserve(address: str, port: int) -> socket.socket:
         raise cannot_bind(address, port) from problem
 
 
-def _command(control_fd: int, index: int) -> list[str]:
+def _socket_pair(on_failure: contextlib.ExitStack, always: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    mine, theirs = socket.socketpair()
+    on_failure.callback(mine.close)
+    always.enter_context(theirs)
+    return mine, theirs
+
+
+def _command(control_fd: int, keeper_fd: int, index: int) -> list[str]:
     """This very interpreter's command line, with another control connection, no device, and this process as parent."""
     spec = json.loads(sys.orig_argv[-1])
     spec |= {
         "control_fd": control_fd,
+        "keeper_fd": keeper_fd,
         "device_fd": None,
         "parent_pid": os.getpid(),
         "worker": index,
@@ -191,7 +204,9 @@ def _command(control_fd: int, index: int) -> list[str]:
 
 def _environment() -> dict[str, str]:
     """Without what the host put into ours: each worker takes that from its own configuration, checked."""
-    return {name: os.environ[name] for name in ("LANG", "HOME", "TMPDIR", "PATH") if name in os.environ}
+    return {
+        name: os.environ[name] for name in ("LANG", "HOME", "TMPDIR", "PATH", "GRPC_VERBOSITY") if name in os.environ
+    }
 
 
 def _cpu(index: int) -> int:

@@ -35,9 +35,9 @@ class EnclaveClient:
         """The application's `run(input)`. Cancelling the task does not cancel the call inside."""
         return await self._wait(self._client.run_future(input), timeout_seconds, "run")
 
-    async def collect_evidence(self, report_data: bytes, *, timeout_seconds: float = manager.RUN_SECONDS) -> Evidence:
-        """Evidence by the enclave's hardware over 64 bytes of the caller's choice. Not verified here."""
-        return await self._wait(self._client.evidence_future(report_data), timeout_seconds, "collect_evidence")
+    async def collect_evidence(self, question: bytes, *, timeout_seconds: float = manager.RUN_SECONDS) -> Evidence:
+        """As adyton.host.manager.EnclaveClient.collect_evidence."""
+        return await self._wait(self._client.evidence_future(question), timeout_seconds, "collect_evidence")
 
     async def wait_stop_requested(self) -> str:
         """Wait until the application asks to be finalized; its reason."""

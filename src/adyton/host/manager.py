@@ -94,18 +94,20 @@ class EnclaveClient:
         call = control_pb2.Run(input=(input or EnclaveInput()).SerializeToString())
         return _mapped(self._call(control_pb2.Request(run=call)), EnclaveOutput.FromString)
 
-    def collect_evidence(self, report_data: bytes, *, timeout_seconds: float = RUN_SECONDS) -> Evidence:
-        """Evidence by the enclave's hardware over 64 bytes of the caller's choice. Not verified here.
+    def collect_evidence(self, question: bytes, *, timeout_seconds: float = RUN_SECONDS) -> Evidence:
+        """Evidence by the enclave's hardware for a question of 64 bytes. Not verified here.
 
-        EvidenceError if the enclave answers with what is no evidence at all.
+        Its report_data is `adyton.atls.binding.host_report_data(question)`, and not the question itself: a host that
+        could choose what is signed could forge the binding of a client's connection. EvidenceError if the enclave
+        answers with what is no evidence at all.
         """
-        return self._wait(self.evidence_future(report_data), timeout_seconds, "collect_evidence")
+        return self._wait(self.evidence_future(question), timeout_seconds, "collect_evidence")
 
-    def evidence_future(self, report_data: bytes) -> Future[Evidence]:
+    def evidence_future(self, question: bytes) -> Future[Evidence]:
         """As `collect_evidence`, but without waiting."""
-        if len(report_data) != 64:
-            raise ConfigurationError(f"report_data has 64 bytes, not {len(report_data)}")
-        call = control_pb2.CollectEvidence(report_data=report_data)
+        if len(question) != 64:
+            raise ConfigurationError(f"a question has 64 bytes, not {len(question)}")
+        call = control_pb2.CollectEvidence(question=question)
         return _mapped(self._call(control_pb2.Request(collect_evidence=call)), decode_evidence)
 
     def wait_stop_requested(self, timeout_seconds: float | None = None) -> str | None:

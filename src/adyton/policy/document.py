@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Final, Self
 
 from adyton.errors import ConfigurationError
+from adyton.policy.channel import ChannelRule
 from adyton.policy.readings import hex_bytes
 from adyton.policy.rule import Rule
 from adyton.policy.rules import SCHEMAS
@@ -29,7 +30,7 @@ class Policy:
     """What its author accepts. `sha256` names these very bytes, with the signed reference values that were used.
 
     `anchors` holds what the file says of them, by label; `reference_versions` the newest versions of signed reference
-    values that were seen, by name; `expires` is when the first of those in use does.
+    values that were seen, by name; `expires` is when the first of those in use does. `channel` is for those who connect.
     """
 
     sha256: bytes
@@ -37,6 +38,7 @@ class Policy:
     anchors: Mapping[str, frozenset[bytes]]
     reference_versions: Mapping[str, int] = field(default_factory=dict)
     expires: datetime | None = None
+    channel: ChannelRule = ChannelRule()
 
     @classmethod
     def parse(
@@ -62,6 +64,7 @@ class Policy:
             now=now,
         )
         anchors = _read_anchors(document.pop("anchors", {}))
+        channel = ChannelRule.read(document.pop("channel", {}))
         rules = tuple(
             Rule.read(
                 schema, substitute(table, resolved.values, (label,), tables=[below.tee for below in schema.hardware])
@@ -71,7 +74,7 @@ class Policy:
         )
         if document:
             unknown = ", ".join(map(repr, sorted(document)[:8]))
-            mend = f"known are version, anchors, reference_values, and rules for {', '.join(SCHEMAS)}"
+            mend = f"known are version, anchors, channel, reference_values, and rules for {', '.join(SCHEMAS)}"
             raise ConfigurationError(f"the policy has unknown keys: {unknown}", mend=mend)
         _check_names(rules)
         digest = hashlib.sha256(content)
@@ -83,6 +86,7 @@ class Policy:
             anchors=anchors,
             reference_versions={**(seen_versions or {}), **resolved.versions},
             expires=resolved.expires,
+            channel=channel,
         )
 
     def rules_for(self, label: str) -> tuple[Rule, ...]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61\x64yton/proto/control.proto\x12\x0e\x61\x64yton.control\"\xde\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x30\n\ninitialize\x18\x02 \x01(\x0b\x32\x1a.adyton.control.InitializeH\x00\x12\"\n\x03run\x18\x03 \x01(\x0b\x32\x13.adyton.control.RunH\x00\x12,\n\x08\x66inalize\x18\x04 \x01(\x0b\x32\x18.adyton.control.FinalizeH\x00\x12;\n\x10\x63ollect_evidence\x18\x05 \x01(\x0b\x32\x1f.adyton.control.CollectEvidenceH\x00\x42\x06\n\x04\x63\x61ll\"*\n\nInitialize\x12\x0e\n\x06\x63onfig\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x14\n\x03Run\x12\r\n\x05input\x18\x01 \x01(\x0c\"+\n\x08\x46inalize\x12\r\n\x05\x66inal\x18\x01 \x01(\x0c\x12\x10\n\x08\x64rain_ms\x18\x02 \x01(\x04\"&\n\x0f\x43ollectEvidence\x12\x13\n\x0breport_data\x18\x01 \x01(\x0c\"\xcd\x01\n\x0b\x46romEnclave\x12&\n\x05reply\x18\x01 \x01(\x0b\x32\x15.adyton.control.ReplyH\x00\x12&\n\x05ready\x18\x02 \x01(\x0b\x32\x15.adyton.control.ReadyH\x00\x12\x37\n\x0estop_requested\x18\x03 \x01(\x0b\x32\x1d.adyton.control.StopRequestedH\x00\x12*\n\x07refused\x18\x04 \x01(\x0b\x32\x17.adyton.control.RefusedH\x00\x42\t\n\x07message\"K\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x06status\x18\x02 \x01(\x0b\x32\x16.adyton.control.Status\x12\x0e\n\x06result\x18\x03 \x01(\x0c\"<\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bwrong_state\x18\x03 \x01(\x08\"\x18\n\x05Ready\x12\x0f\n\x07version\x18\x01 \x01(\r\"\x19\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1f\n\rStopRequested\x12\x0e\n\x06reason\x18\x01 \x01(\t')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61\x64yton/proto/control.proto\x12\x0e\x61\x64yton.control\"\xde\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x30\n\ninitialize\x18\x02 \x01(\x0b\x32\x1a.adyton.control.InitializeH\x00\x12\"\n\x03run\x18\x03 \x01(\x0b\x32\x13.adyton.control.RunH\x00\x12,\n\x08\x66inalize\x18\x04 \x01(\x0b\x32\x18.adyton.control.FinalizeH\x00\x12;\n\x10\x63ollect_evidence\x18\x05 \x01(\x0b\x32\x1f.adyton.control.CollectEvidenceH\x00\x42\x06\n\x04\x63\x61ll\"*\n\nInitialize\x12\x0e\n\x06\x63onfig\x18\x01 \x01(\x0c\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x14\n\x03Run\x12\r\n\x05input\x18\x01 \x01(\x0c\"+\n\x08\x46inalize\x12\r\n\x05\x66inal\x18\x01 \x01(\x0c\x12\x10\n\x08\x64rain_ms\x18\x02 \x01(\x04\"#\n\x0f\x43ollectEvidence\x12\x10\n\x08question\x18\x01 \x01(\x0c\"\xcd\x01\n\x0b\x46romEnclave\x12&\n\x05reply\x18\x01 \x01(\x0b\x32\x15.adyton.control.ReplyH\x00\x12&\n\x05ready\x18\x02 \x01(\x0b\x32\x15.adyton.control.ReadyH\x00\x12\x37\n\x0estop_requested\x18\x03 \x01(\x0b\x32\x1d.adyton.control.StopRequestedH\x00\x12*\n\x07refused\x18\x04 \x01(\x0b\x32\x17.adyton.control.RefusedH\x00\x42\t\n\x07message\"K\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x06status\x18\x02 \x01(\x0b\x32\x16.adyton.control.Status\x12\x0e\n\x06result\x18\x03 \x01(\x0c\"<\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bwrong_state\x18\x03 \x01(\x08\"\x18\n\x05Ready\x12\x0f\n\x07version\x18\x01 \x01(\r\"\x19\n\x07Refused\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x1f\n\rStopRequested\x12\x0e\n\x06reason\x18\x01 \x01(\t')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,17 +40,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINALIZE']._serialized_start=337
   _globals['_FINALIZE']._serialized_end=380
   _globals['_COLLECTEVIDENCE']._serialized_start=382
-  _globals['_COLLECTEVIDENCE']._serialized_end=420
-  _globals['_FROMENCLAVE']._serialized_start=423
-  _globals['_FROMENCLAVE']._serialized_end=628
-  _globals['_REPLY']._serialized_start=630
-  _globals['_REPLY']._serialized_end=705
-  _globals['_STATUS']._serialized_start=707
-  _globals['_STATUS']._serialized_end=767
-  _globals['_READY']._serialized_start=769
-  _globals['_READY']._serialized_end=793
-  _globals['_REFUSED']._serialized_start=795
-  _globals['_REFUSED']._serialized_end=820
-  _globals['_STOPREQUESTED']._serialized_start=822
-  _globals['_STOPREQUESTED']._serialized_end=853
+  _globals['_COLLECTEVIDENCE']._serialized_end=417
+  _globals['_FROMENCLAVE']._serialized_start=420
+  _globals['_FROMENCLAVE']._serialized_end=625
+  _globals['_REPLY']._serialized_start=627
+  _globals['_REPLY']._serialized_end=702
+  _globals['_STATUS']._serialized_start=704
+  _globals['_STATUS']._serialized_end=764
+  _globals['_READY']._serialized_start=766
+  _globals['_READY']._serialized_end=790
+  _globals['_REFUSED']._serialized_start=792
+  _globals['_REFUSED']._serialized_end=817
+  _globals['_STOPREQUESTED']._serialized_start=819
+  _globals['_STOPREQUESTED']._serialized_end=850
 # @@protoc_insertion_point(module_scope)

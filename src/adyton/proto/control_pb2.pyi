@@ -131,17 +131,19 @@ Global___Finalize: _TypeAlias = Finalize  # noqa: Y015
 class CollectEvidence(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    REPORT_DATA_FIELD_NUMBER: _builtins.int
-    report_data: _builtins.bytes
-    """exactly 64 bytes"""
+    QUESTION_FIELD_NUMBER: _builtins.int
+    question: _builtins.bytes
+    """Exactly 64 bytes. The hardware signs their digest in a domain of its own (adyton.atls.binding.host_report_data):
+    a host that could choose what is signed could forge the binding of a client's connection.
+    """
     def __init__(
         self,
         *,
-        report_data: _builtins.bytes | None = ...,
+        question: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["report_data", b"report_data"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["question", b"question"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["report_data", b"report_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

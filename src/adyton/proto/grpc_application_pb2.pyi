@@ -5,6 +5,7 @@ What GrpcApplication adds to the messages of the enclave model."""
 
 from adyton.proto import enclave_pb2 as _enclave_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
 
@@ -15,9 +16,14 @@ PORT_FIELD_NUMBER: _builtins.int
 SERVER_MAX_LIFETIME_MS_FIELD_NUMBER: _builtins.int
 SHUTDOWN_GRACE_MS_FIELD_NUMBER: _builtins.int
 WORKERS_FIELD_NUMBER: _builtins.int
+PLAIN_TLS_PORT_FIELD_NUMBER: _builtins.int
+MESH_PORT_FIELD_NUMBER: _builtins.int
+REFERENCE_VALUES_FIELD_NUMBER: _builtins.int
 ACTUAL_SERVER_PORT_FIELD_NUMBER: _builtins.int
+ACTUAL_PLAIN_TLS_PORT_FIELD_NUMBER: _builtins.int
+ACTUAL_MESH_PORT_FIELD_NUMBER: _builtins.int
 server_address: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _builtins.str]
-"""Where the server listens: "localhost", "127.0.0.1", "::1". Required."""
+"""Where the server listens: "localhost", or an IP address of the enclave; "0.0.0.0" and "::" are all of them. Required."""
 port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _builtins.int]
 """0 to 65535; 0 lets the system choose. Required."""
 server_max_lifetime_ms: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _builtins.int]
@@ -26,4 +32,11 @@ shutdown_grace_ms: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.Enclav
 """What RPCs in flight are given when the server stops."""
 workers: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _builtins.int]
 """Server processes, each on a CPU of its own. Unset: what enclave.toml says."""
+plain_tls_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _builtins.int]
+"""As port, for the ports that enclave.toml's server.plain_tls and server.mesh open."""
+mesh_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _builtins.int]
+reference_values: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _containers.RepeatedScalarFieldContainer[_builtins.bytes]]
+"""Signed reference values (docs/policy.md) for the policies in the bundle. They prove themselves; the host only brings them."""
 actual_server_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveOutput, _builtins.int]
+actual_plain_tls_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveOutput, _builtins.int]
+actual_mesh_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveOutput, _builtins.int]

@@ -110,11 +110,18 @@ def _become_the_enclave(spec: dict[str, Any], directory: Path) -> NoReturn:
         "data": str(data),
         "control_fd": spec["control_fd"],
         "device_fd": spec["device_fd"],
+        "keeper_fd": None,
         "parent_pid": spec["parent_pid"],
         "worker": None,
         "cpu": None,
     }
-    environment = {"LANG": "C.UTF-8", "HOME": str(data), "TMPDIR": str(data / "tmp"), "PATH": "/usr/bin:/bin"}
+    environment = {
+        "LANG": "C.UTF-8",
+        "HOME": str(data),
+        "TMPDIR": str(data / "tmp"),
+        "PATH": "/usr/bin:/bin",
+        "GRPC_VERBOSITY": "ERROR",  # its INFO has a line for each client that looks at the certificate first
+    }
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-W", "default", "-c", _START, json.dumps(entry)]
     os.chdir(data)
     os.execve(sys.executable, command, environment)  # noqa: S606  no shell, on purpose

@@ -60,6 +60,8 @@ class Probe(probe_pb2_grpc.ProbeServicer):
     def Fail(self, request: Text, context: grpc.ServicerContext) -> Text:
         if request.text == "abort":
             context.abort(grpc.StatusCode.OUT_OF_RANGE, "as asked")
+        if request.text == "unavailable":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; as asked")
         if request.text == "status":
             raise adyton.ApplicationError(adyton.StatusCode.DATA_LOSS, "as asked")
         if request.text == "leave":
@@ -109,6 +111,8 @@ class AioProbe(probe_pb2_grpc.ProbeServicer):
         """Not a coroutine: an asyncio server runs it in a thread."""
         if request.text == "abort":
             context.abort(grpc.StatusCode.OUT_OF_RANGE, "as asked")
+        if request.text == "unavailable":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; as asked")
         if request.text == "status":
             raise adyton.ApplicationError(adyton.StatusCode.DATA_LOSS, "as asked")
         raise ValueError(f"secret of the request: {request.text}")

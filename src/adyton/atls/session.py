@@ -1,0 +1,54 @@
+"""A session: one connection to an enclave that has proved itself, and what opens one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from adyton.atls.attestation import Attestation
+from adyton.atls.question import Question
+
+if TYPE_CHECKING:
+    import grpc
+    import grpc.aio
+
+ChannelT = TypeVar("ChannelT")
+
+
+class Session(Generic[ChannelT]):
+    """One attested connection.
+
+    `channel` is an ordinary gRPC channel that can connect once only: its key signs one handshake. When the connection
+    is lost, every call on it fails with UNAVAILABLE, and the session is over. `question` is what was asked to attest it.
+    `renew_at` is when the peer has to be attested again, by time.monotonic().
+    """
+
+    __slots__ = ("__weakref__", "attestation", "channel", "question", "renew_at")
+
+    def __init__(self, channel: ChannelT, attestation: Attestation, renew_at: float, question: Question) -> None:
+        self.channel = channel
+        self.question = question
+        self.attestation = attestation
+        self.renew_at = renew_at
+
+
+class Opener(Protocol):
+    """Opens sessions with one enclave, by threads."""
+
+    def open(self, timeout_seconds: float) -> Session[grpc.Channel]:
+        """Connect and attest. Raises `AdytonError`: `UnreachableError`, `DeadlineError`, `EvidenceError`, ….
+
+        Nothing of an application was sent by then, and after an error nothing is left open.
+        """
+
+    def renew(self, session: Session[grpc.Channel], timeout_seconds: float) -> None:
+        """Attest again on the same connection; sets the session's `attestation` and `renew_at`. Raises as `open`."""
+
+
+class AioOpener(Protocol):
+    """The same on asyncio."""
+
+    async def open(self, timeout_seconds: float) -> Session[grpc.aio.Channel]:
+        """As Opener.open."""
+
+    async def renew(self, session: Session[grpc.aio.Channel], timeout_seconds: float) -> None:
+        """As Opener.renew."""

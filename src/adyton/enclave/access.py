@@ -1,0 +1,118 @@
+"""What stands before a servicer where [access] of enclave.toml asks who calls; two forms, for two kinds of server.
+
+A caller that may not call a method is answered with that fact; the reasons are in the enclave's log. gRPC has read the
+one message of a unary request by then; the servicer has not been called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from adyton.atls.access import appraise_caller
+from adyton.atls.peer import peer
+from adyton.bundle.access import ATTESTATION_PREFIX, AccessSettings, Expectation, Word
+from adyton.enclave.interceptors import Behavior, _behavior, _rebuild
+
+_log = logging.getLogger("adyton.access")
+
+_REFUSED: Final = (grpc.StatusCode.PERMISSION_DENIED, "this caller may not call this method")
+
+
+def access_interceptors(access: AccessSettings) -> list[grpc.ServerInterceptor]:
+    """For grpc.server(): what keeps [access]. Nothing, where everything is for anyone."""
+    expectations = _Expectations(access)
+    return [_AccessInterceptor(expectations)] if expectations.ask_anything else []
+
+
+def aio_access_interceptors(access: AccessSettings) -> list[grpc.aio.ServerInterceptor]:
+    """The same for grpc.aio.server()."""
+    expectations = _Expectations(access)
+    return [_AioAccessInterceptor(expectations)] if expectations.ask_anything else []
+
+
+class _Expectations:
+    """Method → expectation: the method's own comes before its service's, and that before the default."""
+
+    def __init__(self, access: AccessSettings) -> None:
+        self._methods = dict(access.methods)
+        self._default = access.default
+        self.ask_anything = {self._default, *self._methods.values()} != {Word.ANYONE}
+
+    def of(self, method: str) -> Expectation:
+        if method.startswith(ATTESTATION_PREFIX):
+            return Word.ANYONE
+        service = method.rpartition("/")[0]
+        return self._methods.get(method, self._methods.get(f"{service}/*", self._default))
+
+
+class _Gate:
+    """Before one method whose callers have to be somebody."""
+
+    __slots__ = ("_behavior", "_expectation", "_method", "experimental_thread_pool")
+
+    def __init__(self, behavior: Behavior, expectation: Expectation, method: str) -> None:
+        self._behavior = behavior
+        self._expectation = expectation
+        self._method = method
+        self.experimental_thread_pool = getattr(behavior, "experimental_thread_pool", None)  # gRPC looks for it
+
+    def _objections(self, context: Any) -> tuple[str, ...]:
+        against = appraise_caller(self._expectation, peer(context))
+        if against:
+            _log.warning("a caller was refused", extra={"rpc": self._method, "reasons": against})
+        return against
+
+    def __call__(self, request: Any, context: Any) -> Any:
+        """For a handler in a thread, whether it returns a response or an iterator of them."""
+        if self._objections(context):
+            context.abort(*_REFUSED)
+        return self._behavior(request, context)
+
+    async def await_call(self, request: Any, context: Any) -> Any:
+        """For a coroutine."""
+        if self._objections(context):
+            await context.abort(*_REFUSED)
+        return await self._behavior(request, context)
+
+    async def iterate_call(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """For an asynchronous generator."""
+        if self._objections(context):
+            await context.abort(*_REFUSED)
+        async for response in self._behavior(request, context):
+            yield response
+
+
+class _AccessInterceptor(grpc.ServerInterceptor):
+    def __init__(self, expectations: _Expectations) -> None:
+        self._expectations = expectations
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler, method = continuation(handler_call_details), handler_call_details.method
+        expectation = self._expectations.of(method)
+        if handler is None or expectation is Word.ANYONE:
+            return handler
+        return _rebuild(handler, _Gate(_behavior(handler), expectation, method))
+
+
+class _AioAccessInterceptor(grpc.aio.ServerInterceptor):
+    def __init__(self, expectations: _Expectations) -> None:
+        self._expectations = expectations
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+        handler, method = await continuation(handler_call_details), handler_call_details.method
+        expectation = self._expectations.of(method)
+        if handler is None or expectation is Word.ANYONE:
+            return handler
+        behavior = _behavior(handler)
+        gate = _Gate(behavior, expectation, method)
+        if inspect.iscoroutinefunction(behavior):
+            return _rebuild(handler, gate.await_call)
+        if inspect.isasyncgenfunction(behavior):
+            return _rebuild(handler, gate.iterate_call)
+        return _rebuild(handler, gate)  # a blocking one, which gRPC runs in a thread
