@@ -105,6 +105,8 @@ def _finish(answer: AttestResponse, quote: Quote) -> bytes:
 
 
 def _parse(request: bytes) -> AttestRequest:
+    if len(request) > MAX_REQUEST_BYTES:
+        raise _refused(StatusCode.INVALID_ARGUMENT, f"an AttestRequest has {MAX_REQUEST_BYTES} bytes at most")
     try:
         asked = parse_message(AttestRequest, request)
     except DecodeError as problem:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -25,6 +25,9 @@ DEFAULT_AUDIENCE: Final = "atls.internal"
 BACKDATED: Final = timedelta(days=1)
 """How far clocks may be apart: certificates begin so long before they are made."""
 CA_LIFETIME: Final = timedelta(days=30)
+
+Validity = tuple[datetime, datetime]
+"""Not before, not after."""
 
 _OPEN_SEED: Final = b"atls open client CA v1: this key is public; it authenticates nobody"
 _OPEN_FROM, _OPEN_UNTIL = datetime(2026, 1, 1, tzinfo=UTC), datetime(2056, 1, 1, tzinfo=UTC)
@@ -86,41 +89,84 @@ def open_client_ca() -> Issued:
     scalar = int.from_bytes(hashlib.sha256(_OPEN_SEED).digest(), "big") % 2**255
     key = ec.derive_private_key(scalar, ec.SECP256R1())
     name = _name("ATLS open client CA v1")
-    builder = _builder(name, name, key.public_key(), _OPEN_FROM, _OPEN_UNTIL)
-    return Issued(key=key, certificate=_as_ca(builder, key.public_key()).sign(key, hashes.SHA256()))
+    builder = _builder(name, name, key.public_key(), (_OPEN_FROM, _OPEN_UNTIL))
+    return Issued(key=key, certificate=_sign_ca(builder, key))
 
 
 def issue_open_client(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     """A client's certificate for one connection, under the open client CA."""
-    ca = open_client_ca()
-    builder = _builder(_name("ATLS client"), ca.certificate.subject, key.public_key(), _OPEN_FROM, _OPEN_UNTIL)
-    return _as_leaf(builder, key.public_key(), ca, ["client.atls.internal"]).sign(ca.key, hashes.SHA256())
+    return sign_leaf(
+        open_client_ca(),
+        key.public_key(),
+        subject="ATLS client",
+        names=[x509.DNSName("client.atls.internal")],
+        usage=ExtendedKeyUsageOID.CLIENT_AUTH,
+        validity=(_OPEN_FROM, _OPEN_UNTIL),
+    )
 
 
 def make_ca(now: datetime) -> Issued:
     """An enclave's own CA, for `CA_LIFETIME`. It issues leaves only."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = _name(f"ATLS enclave CA {spki_sha256(key.public_key())[:8].hex()}")
-    builder = _builder(name, name, key.public_key(), now - BACKDATED, now + CA_LIFETIME)
-    return Issued(key=key, certificate=_as_ca(builder, key.public_key()).sign(key, hashes.SHA256()))
+    name = _name(f"ATLS enclave CA {_short(key.public_key())}")
+    builder = _builder(name, name, key.public_key(), (now - BACKDATED, now + CA_LIFETIME))
+    return Issued(key=key, certificate=_sign_ca(builder, key))
 
 
 def issue_leaf(
     ca: Issued, key: ec.EllipticCurvePublicKey, names: Collection[str], now: datetime, lifetime: timedelta
 ) -> x509.Certificate:
-    """A certificate of an enclave's CA for a server's or a member's key, with DNS names; not beyond the CA's end."""
-    until = min(now + lifetime, ca.certificate.not_valid_after_utc)
-    subject = _name(f"ATLS enclave {spki_sha256(key)[:8].hex()}")
-    builder = _builder(subject, ca.certificate.subject, key, now - BACKDATED, until)
-    return _as_leaf(builder, key, ca, names).sign(ca.key, hashes.SHA256())
+    """A certificate of an enclave's CA for its server's key, with DNS names; not beyond the CA's end."""
+    return sign_leaf(
+        ca,
+        key,
+        subject=f"ATLS enclave {_short(key)}",
+        names=[x509.DNSName(name) for name in names],
+        usage=ExtendedKeyUsageOID.SERVER_AUTH,
+        validity=validity(ca, now, lifetime),
+    )
+
+
+def validity(ca: Issued, now: datetime, lifetime: timedelta) -> Validity:
+    """From before `now`, for clocks that are apart, to its lifetime's end or the CA's."""
+    return now - BACKDATED, min(now + lifetime, ca.certificate.not_valid_after_utc)
+
+
+def sign_leaf(
+    ca: Issued,
+    key: ec.EllipticCurvePublicKey,
+    *,
+    subject: str,
+    names: Sequence[x509.GeneralName],
+    usage: x509.ObjectIdentifier,
+    validity: Validity,
+    more: Sequence[x509.ExtensionType] = (),
+) -> x509.Certificate:
+    """A certificate that can't issue others; `more` are extensions that are not critical."""
+    builder = (
+        _builder(_name(subject), ca.certificate.subject, key, validity)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False)
+    )
+    for extension in more:
+        builder = builder.add_extension(extension, critical=False)
+    return builder.sign(ca.key, hashes.SHA256())
 
 
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
+def _short(key: ec.EllipticCurvePublicKey) -> str:
+    """Something of its own for a subject: of two pins with one subject gRPC finds only the first."""
+    return spki_sha256(key)[:8].hex()
+
+
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, begin: datetime, end: datetime
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, validity: Validity
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -128,35 +174,22 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(end)
+        .not_valid_before(validity[0])
+        .not_valid_after(validity[1])
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 
-def _as_ca(builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _sign_ca(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     return (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key), critical=False)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
     )
 
 
-def _as_leaf(
-    builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, ca: Issued, names: Collection[str]
-) -> x509.CertificateBuilder:
-    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    alternatives = [x509.DNSName(name) for name in names]
-    return (
-        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False)
-    )
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         content_commitment=False,

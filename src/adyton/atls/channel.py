@@ -42,6 +42,11 @@ class AttestedChannel(grpc.Channel):
         """What the other end has proved: of the current session, or of the last one; None before the first."""
         return self._sessions.attestation
 
+    def open(self, timeout_seconds: float) -> None:
+        """Connect and attest now, within that time, unless there is a session. Raises as a call does."""
+        call = object()
+        self._sessions.begin(call, _deadline(timeout_seconds), False).end(call)
+
     def unary_unary(self, method: str, *codecs: Any, **named_codecs: Any) -> Any:
         return UnaryUnary(self._sessions, lambda inner: inner.unary_unary(method, *codecs, **named_codecs))
 

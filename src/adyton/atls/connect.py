@@ -83,7 +83,13 @@ def connect(
     return channel
 
 
-def aio_connect(target: str, policy: PolicySource, **options: Unpack[AioConnectOptions]) -> AttestedAioChannel:
+def aio_connect(
+    target: str,
+    policy: PolicySource,
+    *,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    **options: Unpack[ConnectOptions],
+) -> AttestedAioChannel:
     """The same on asyncio: `async with adyton.aio.connect(…) as channel` connects and attests, or raises as `connect`.
 
     `interceptors` are grpc.aio's, for the application's calls. Without `async with` the first call connects.
@@ -91,17 +97,10 @@ def aio_connect(target: str, policy: PolicySource, **options: Unpack[AioConnectO
     from adyton.atls.aio_channel import AttestedAioChannel
     from adyton.atls.aio_connector import AioConnector
 
-    interceptors = options.pop("interceptors", ())
     return AttestedAioChannel(AioConnector(connector(target, policy, **options)), interceptors=interceptors)
 
 
-class AioConnectOptions(ConnectOptions, total=False):
-    """What `adyton.aio.connect` takes: `interceptors` too, since grpc.aio takes them when a channel is made."""
-
-    interceptors: Sequence[grpc.aio.ClientInterceptor]
-
-
-def connector(
+def connector(  # noqa: PLR0913  one for each thing that a caller may choose
     target: str,
     policy: PolicySource,
     *,
@@ -114,7 +113,7 @@ def connector(
     identity: CallerIdentity | None = None,
     options: Options = (),
 ) -> Connector:
-    """What `connect` would connect with. Reads files and connects to nothing. Raises ConfigurationError, PolicyError."""
+    """What `connect` would connect with. Reads files and connects to nothing. Raises `ConfigurationError`."""
     try:
         allow = frozenset(map(Insecurity, allow_insecure))
         bound = BindingLevel(level)

@@ -14,11 +14,10 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from adyton.atls.certificates import BACKDATED, Issued, _builder, _name, _usage, spki_sha256
+from adyton.atls.certificates import Issued, sign_leaf, spki_sha256, validity
 
 DOMAIN: Final = "member.atls.internal"
 RECORD_OID: Final = x509.ObjectIdentifier("2.25.249881775399317189410828553300435563392")
@@ -42,18 +41,14 @@ def issue_member(
         x509.DNSName(f"{label}.{DOMAIN}"),
         x509.UniformResourceIdentifier(f"spiffe://atls.internal/member/{label}"),
     ]
-    until = min(now + lifetime, ca.certificate.not_valid_after_utc)
-    subject = _name(f"ATLS member {spki_sha256(key)[:8].hex()}")
-    authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key())
-    return (
-        _builder(subject, ca.certificate.subject, key, now - BACKDATED, until)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(authority, critical=False)
-        .add_extension(x509.UnrecognizedExtension(RECORD_OID, record), critical=False)
-        .sign(ca.key, hashes.SHA256())
+    return sign_leaf(
+        ca,
+        key,
+        subject=f"ATLS member {spki_sha256(key)[:8].hex()}",
+        names=names,
+        usage=ExtendedKeyUsageOID.CLIENT_AUTH,
+        validity=validity(ca, now, lifetime),
+        more=[x509.UnrecognizedExtension(RECORD_OID, record)],
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final

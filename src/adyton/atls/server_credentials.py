@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
@@ -66,7 +66,8 @@ def plain_tls_port(source: IdentitySource) -> grpc.ServerCredentials:
 
 def _credentials(source: IdentitySource, roots: Roots | None) -> grpc.ServerCredentials:
     fetcher = _Fetcher(source, roots)
-    credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+    make: Any = grpc.dynamic_ssl_server_credentials  # its types don't know that a fetcher may answer None
+    credentials: grpc.ServerCredentials = make(
         fetcher.first(), fetcher, require_client_authentication=roots is not None
     )
     return credentials

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import grpc
 
-from adyton.atls.attester import Attester, Connection
+from adyton.atls.allowance import Allowance
+from adyton.atls.attester import Attester, Connection, Pending
 from adyton.atls.peer import client_spki_sha256
 from adyton.atls.registrar import Registrar
 from adyton.errors import AdytonError, ApplicationError, DeadlineError, StatusCode
@@ -43,11 +44,11 @@ def connection_of(context: Any) -> Connection:
 
 def attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
     """The service for grpc.server(). It has threads of its own: those of the application do not wait for quotes."""
-    pool = ThreadPoolExecutor(MAX_THREADS, "attest")
+    pool, allowance = ThreadPoolExecutor(MAX_THREADS, "attest"), Allowance()
 
     def attest(request: bytes, context: Any) -> bytes:
         try:
-            pending = attester.begin(request, connection_of(context))
+            pending = _begin(attester, allowance, request, context)
             return pending.finish(pending.quote.result(QUOTE_SECONDS))
         except TimeoutError:
             context.abort(*_status(DeadlineError("the hardware gave no evidence in time")))
@@ -61,10 +62,11 @@ def attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
 
 def aio_attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
     """The service for grpc.aio.server()."""
+    allowance = Allowance()
 
     async def attest(request: bytes, context: Any) -> bytes:
         try:
-            pending = attester.begin(request, connection_of(context))
+            pending = _begin(attester, allowance, request, context)
             quote = await asyncio.wait_for(asyncio.wrap_future(pending.quote), QUOTE_SECONDS)
             return pending.finish(quote)
         except TimeoutError:
@@ -74,6 +76,12 @@ def aio_attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
         raise AssertionError  # abort does not return
 
     return _handler({"Attest": attest} | {name: _coroutine(step) for name, step in _enrolment(attester).items()})
+
+
+def _begin(attester: Attester, allowance: Allowance, request: bytes, context: Any) -> Pending:
+    connection = connection_of(context)
+    allowance.take(connection.client_sha256)
+    return attester.begin(request, connection)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

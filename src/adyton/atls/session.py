@@ -18,8 +18,8 @@ class Session(Generic[ChannelT]):
     """One attested connection.
 
     `channel` is an ordinary gRPC channel that can connect once only: its key signs one handshake. When the connection
-    is lost, every call on it fails with UNAVAILABLE, and the session is over. `question` is what was asked to attest it.
-    `renew_at` is when the peer has to be attested again, by time.monotonic().
+    is lost, every call on it fails with UNAVAILABLE, and the session is over. `question` is what was asked to attest
+    it. `renew_at` is when the peer has to be attested again, by time.monotonic().
     """
 
     __slots__ = ("__weakref__", "attestation", "channel", "question", "renew_at")

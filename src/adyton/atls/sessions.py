@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import logging
 import os
@@ -116,7 +115,6 @@ class Sessions:
         self._closed = False
         self._last: Session[grpc.Channel] | None = None
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-        _all_sessions.add(self)
 
     @property
     def attestation(self) -> Attestation | None:
@@ -159,12 +157,12 @@ class Sessions:
             return
         with self._changed:
             self._closed = True
+            connections = list(self._connections)  # while the current one is still referred to
             self._connection = None
             if self._attempt is not None:
                 self._attempt.cancel()
             self._observe(grpc.ChannelConnectivity.SHUTDOWN)
             self._changed.notify_all()
-            connections = list(self._connections)
         for connection in connections:
             connection.close()
 
@@ -270,16 +268,6 @@ class Sessions:
         if not connection.retired:
             self._connection = connection
             self._observe(grpc.ChannelConnectivity.READY)
-
-
-_all_sessions: weakref.WeakSet[Sessions] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A channel with a signer of its own that is still open when Python ends keeps the process from ending."""
-    for sessions in list(_all_sessions):
-        sessions.close()
 
 
 def _left(deadline: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The ports of an enclave's server: which there are, how each is secured, and by which extensions a host asks for it."""
+"""The ports of an enclave's server: which there are, how each is secured, by which extensions a host asks for it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where an enclave's interpreter begins when the operating system's process is the enclave, and a worker's too.
 
 The launcher's firmware has verified the bundle and starts this with one argument: a JSON object with `path` (added to
-sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or null, `device_fd`, `keeper_fd` (to the first
-process of its enclave), `parent_pid`, `worker` (its number among the server processes of one enclave) and `cpu`.
+sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or null, `device_fd`, `keeper_fd` (to the
+first process of its enclave), `parent_pid`, `worker` (its number among the server processes of one enclave) and `cpu`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class ChannelRule:
 
 KEYS: Final = {
     "config_sha256": "the host runs the enclave with another configuration; list this one if it is acceptable",
-    "ca_sha256": "it is another enclave of the same code, or was started anew; list its CA if you know that it is yours",
+    "ca_sha256": "it is another enclave of this code, or was started anew; list its CA if you know that it is yours",
 }
 
 

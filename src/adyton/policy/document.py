@@ -30,7 +30,7 @@ class Policy:
     """What its author accepts. `sha256` names these very bytes, with the signed reference values that were used.
 
     `anchors` holds what the file says of them, by label; `reference_versions` the newest versions of signed reference
-    values that were seen, by name; `expires` is when the first of those in use does. `channel` is for those who connect.
+    values that were seen, by name; `expires` is when the first of those in use does. `channel` is for who connects.
     """
 
     sha256: bytes
@@ -38,7 +38,7 @@ class Policy:
     anchors: Mapping[str, frozenset[bytes]]
     reference_versions: Mapping[str, int] = field(default_factory=dict)
     expires: datetime | None = None
-    channel: ChannelRule = ChannelRule()
+    channel: ChannelRule = field(default_factory=ChannelRule)
 
     @classmethod
     def parse(

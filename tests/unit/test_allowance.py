@@ -1,0 +1,64 @@
+"""How often one connection may ask for evidence."""
+
+from __future__ import annotations
+
+import pytest
+
+from adyton.atls import allowance
+from adyton.atls.allowance import MAX_A_MINUTE, MAX_A_MINUTE_WITHOUT_KEY, Allowance
+from adyton.errors import ApplicationError, StatusCode
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def refused(made: Allowance, key: bytes) -> bool:
+    try:
+        made.take(key)
+    except ApplicationError as problem:
+        assert (problem.status, problem.message) == (
+            StatusCode.RESOURCE_EXHAUSTED,
+            "evidence was asked for too often",
+        )
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("key", "at_most"), [(b"k" * 32, MAX_A_MINUTE), (b"", MAX_A_MINUTE_WITHOUT_KEY)])
+def test_a_connection_has_so_many_a_minute_and_again_in_the_next(key: bytes, at_most: int) -> None:
+    made = Allowance(clock=(clock := Clock()))
+    for _ in range(2):
+        assert [refused(made, key) for _ in range(at_most + 3)] == [False] * at_most + [True] * 3
+        clock.now += 60
+
+
+def test_who_goes_on_asking_is_not_kept_out_longer() -> None:
+    made = Allowance(clock=(clock := Clock()))
+    for _ in range(59):
+        refused(made, b"k")
+        clock.now += 1
+    assert refused(made, b"k")
+    clock.now += 1
+    assert not refused(made, b"k")
+
+
+def test_connections_do_not_take_from_each_other() -> None:
+    made = Allowance()
+    assert not any(refused(made, bytes([number])) for number in range(200))
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowance, "MAX_CONNECTIONS", 3)
+    made = Allowance()
+    for _ in range(MAX_A_MINUTE):
+        made.take(b"first")
+    for key in (b"a", b"b"):
+        made.take(key)
+    assert refused(made, b"first")
+    for key in (b"c", b"d", b"e"):
+        made.take(key)
+    assert not refused(made, b"first")
