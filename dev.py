@@ -173,16 +173,13 @@ def coverage(_: argparse.Namespace) -> int:
     return code or tool("-m", "coverage", "report", *report, f"--include={TRUSTED}")
 
 
+BENCHMARKS = ("evidence", "channel")
+
+
 def bench(arguments: argparse.Namespace) -> int:
     set_up()
-    code = 0
-    if arguments.which != "server":
-        code = tool("benchmarks/evidence.py")
-    if arguments.which is None and shutil.which("h2load") is None:
-        say("\nh2load is missing, so the server is left out. Debian, Ubuntu: apt install nghttp2-client")
-    elif arguments.which != "evidence":
-        code = tool("benchmarks/server.py") or code
-    return code
+    which = (arguments.which,) if arguments.which else BENCHMARKS
+    return max(tool(f"benchmarks/{each}.py", *arguments.rest) for each in which)
 
 
 def setup(_: argparse.Namespace) -> int:
@@ -227,13 +224,13 @@ def main() -> int:
     guarding = verb("guards", "take out each guard of the verifiers: does a forgery notice?", guards)
     guarding.add_argument("labels", nargs="*", metavar="LABEL", help="of a TEE; all of them if none is named")
     verb("coverage", "every branch of what a client must trust, by the unit and property tests", coverage)
-    benching = verb("bench", "verifiers beside bare libraries; the server beside bare grpcio, by h2load", bench)
-    benching.add_argument("which", nargs="?", choices=("evidence", "server"), help="both, if neither is named")
+    benching = verb("bench", "verifiers beside bare libraries; the attested channel beside TLS and no TLS", bench)
+    benching.add_argument("which", nargs="?", choices=BENCHMARKS, help="both, if neither is named")
     verb("setup", "only make .venv", setup)
     locking = verb("lock", "make the lock files anew", lock)
     locking.add_argument("--upgrade", action="store_true", help="take newer versions")
     arguments, rest = parser.parse_known_args()
-    if rest and arguments.verb not in ("test", "demo"):
+    if rest and arguments.verb not in ("test", "demo", "bench"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     os.chdir(ROOT)

@@ -155,9 +155,7 @@ def main() -> int:
         enclave.destroy()
         show(f"last log line: {enclave.log_tail()[-1]}")
         proves("RPCs in flight got their time, the application was finalized, and no process is left")
-    print(
-        "\nDone. It was a simulation: the channel is the real one, the hardware is a key of this machine"
-    )
+    print("\nDone. It was a simulation: the channel is the real one, the hardware is a key of this machine")
     return 0
 
 

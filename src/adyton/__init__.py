@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from adyton.atls.attestation import Attestation as Attestation
     from adyton.atls.channel import AttestedChannel as AttestedChannel
     from adyton.atls.connect import connect as connect
+    from adyton.atls.enrolling import CallerIdentity as CallerIdentity
+    from adyton.atls.membership import Membership as Membership
+    from adyton.atls.membership import join as join
     from adyton.atls.peer import Peer as Peer
     from adyton.atls.peer import peer as peer
     from adyton.enclave.application import EnclaveContext as EnclaveContext
@@ -42,6 +45,7 @@ _HOMES: dict[str, str | None] = {
     "Attestation": "adyton.atls.attestation",
     "AttestedChannel": "adyton.atls.channel",
     "Bundle": "adyton.host.bundles",
+    "CallerIdentity": "adyton.atls.enrolling",
     "EnclaveClient": "adyton.host.manager",
     "EnclaveConfig": "adyton.proto.enclave_pb2",
     "EnclaveContext": "adyton.enclave.application",
@@ -50,6 +54,7 @@ _HOMES: dict[str, str | None] = {
     "EnclaveManager": "adyton.host.manager",
     "EnclaveOutput": "adyton.proto.enclave_pb2",
     "GrpcApplication": "adyton.enclave.grpc_application",
+    "Membership": "adyton.atls.membership",
     "Peer": "adyton.atls.peer",
     "Policy": "adyton.policy.document",
     "StatusCode": "adyton.errors",
@@ -57,6 +62,7 @@ _HOMES: dict[str, str | None] = {
     "aio": None,
     "connect": "adyton.atls.connect",
     "errors": None,
+    "join": "adyton.atls.membership",
     "peer": "adyton.atls.peer",
 }
 

@@ -1,11 +1,13 @@
-"""The benchmark of evidence: a row for each TEE, and an exit code that says whether the goals are met."""
+"""The benchmarks: a row for each thing that is compared, and an exit code that says whether the goals are met."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -37,10 +39,13 @@ def bench(folder: Path, goal: float, **environment: str) -> subprocess.Completed
     )
 
 
+def cells_of(output: str) -> list[list[str]]:
+    return [line[2:-2].split(" | ") for line in output.splitlines() if line.startswith("| ")]
+
+
 def rows(output: str) -> dict[str, list[str]]:
     """The cells of each row, by its title."""
-    lines = (line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| "))
-    return {title: cells for title, *cells in lines}
+    return {title.strip(): cells for title, *cells in cells_of(output)}
 
 
 def test_there_is_a_row_for_each_tee_and_a_goal_that_is_met_is_no_failure(tmp_path: Path) -> None:
@@ -63,3 +68,78 @@ def test_every_goal_that_is_missed_is_named(tmp_path: Path) -> None:
     assert {title.partition(",")[0] for title in real} == (
         {"sgx", "tdx", "snp", "nitro", "azure"} if manifest() else set()
     )
+
+
+@pytest.fixture(scope="module")
+def channel(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """The channel's benchmark in a hurry, in a copy of what it reads and writes; the copy's docs."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    (folder / "tests").symlink_to(ROOT / "tests")
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "performance.md", folder / "docs")
+    command = [sys.executable, str(folder / "benchmarks" / "channel.py"), "--quick", "--write"]
+    return subprocess.run(command, capture_output=True, text=True, check=False), folder / "docs"
+
+
+def test_the_channel_stands_beside_every_other_kind_of_server(
+    channel: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, _ = channel
+    assert done.stderr == ""
+    loads = {(cells[0], cells[1]): cells[2:] for cells in cells_of(done.stdout) if len(cells) == 6}
+    del loads["load", "server"]
+    kinds = {"insecure", "TLS", "mTLS", "ours"}
+    unary = ("unary, 1 connection", "unary, 8 connections")
+    by_stubs = ("unary, 1 stub", "stream, 5 bytes", "stream, 64 KiB")
+    workers = {(unary[1], name) for name in ("TLS, 1 process", "ours, 1 worker", "ours, 2 workers")}
+    assert set(loads) == {(load, kind) for load in (*unary, *by_stubs) for kind in kinds} | workers
+    for (load, server), (cpu, ratio, rate, latency) in loads.items():
+        assert all(float(each.split()[0]) > 0 for each in (cpu, ratio, rate))
+        assert (latency == "") == load.startswith("stream")
+        assert (ratio == "1.000") >= server.startswith("TLS")
+
+
+def test_it_says_how_long_a_channel_takes_and_what_a_restart_costs(
+    channel: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, _ = channel
+    times = {
+        cells[0]: float(cells[1].split()[0]) for cells in cells_of(done.stdout) if len(cells) == 2 and cells[1] != "ms"
+    }
+    assert {f"{kind}: channel and first RPC" for kind in ("insecure", "TLS", "mTLS", "ours")} < set(times)
+    assert len([name for name in times if name.startswith("ours: ")]) == 7
+    assert {f"first RPC after a restart, {kind}" for kind in ("grpc", "grpc.aio")} < set(times)
+    found = re.search(
+        r"^128 clients at once, 39 ms a quote: .* \(the last\); (\d+) quotes\.$", done.stdout, re.MULTILINE
+    )
+    assert found is not None
+    assert 1 <= int(found[1]) < 128
+
+
+def test_the_exit_code_says_whether_the_channel_meets_its_goal(
+    channel: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, _ = channel
+    verdicts = re.findall(
+        r"^- (met|missed): unary, .*: ours takes ([\d.]+) of TLS, the goal is 1.02$", done.stdout, re.MULTILINE
+    )
+    assert len(verdicts) == 2
+    assert all((word == "met") == (float(ratio) <= 1.02) for word, ratio in verdicts)
+    assert done.returncode == int(any(word == "missed" for word, _ in verdicts))
+
+
+def test_what_it_found_is_written_into_the_page_and_drawn(
+    channel: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, docs = channel
+    page = (docs / "performance.md").read_text()
+    assert [line for line in done.stdout.splitlines() if line.startswith("| ")] == [
+        line for line in page.partition("bench channel: begin")[2].splitlines() if line.startswith("| ")
+    ]
+    assert page.startswith((ROOT / "docs" / "performance.md").read_text().partition("<!-- bench channel")[0])
+    drawn = ET.parse(docs / "performance.svg")  # our own file
+    bars = [each for each in drawn.iter("{http://www.w3.org/2000/svg}rect") if each.get("fill", "") != "#fff"]
+    assert len(bars) == 8
+    assert all(float(each.get("width", "0")) > 0 for each in bars)

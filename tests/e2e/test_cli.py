@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -12,66 +11,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from command_line import ALLOW, COMMAND, adyton, running, simulated_policy
 from observing import children_of
 from probe import probe_pb2, probe_pb2_grpc
 
+from adyton.atls.connect import connect
 from adyton.errors import ExitCode
 from adyton.tee.registry import TEES
 from adyton.testing.probes import SERVER, write_probe_project
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRANSLATOR = ROOT / "examples" / "translator"
-COMMAND = [sys.executable, "-m", "adyton.cli"]
 
 
-def adyton(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        [*COMMAND, *words], capture_output=True, text=True, check=False, timeout=90, **options
-    )
-
-
-class Running:
-    """An `adyton run` that has said which port it serves on; its talk is collected."""
-
-    def __init__(self, *words: str | Path) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, "run", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self._talk: list[str] = []
-        self._reader = threading.Thread(target=self._talk.extend, args=(self.process.stderr,))
-        self._reader.start()
-        self.first_line = self.process.stdout.readline().strip()
-        self.port = int(self.first_line.rpartition(" ")[2] or 0)
-
-    def end(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
-        """Exit code and standard error, after the signal."""
-        if number is not None:
-            self.process.send_signal(number)
-        code = self.process.wait(60)
-        self._reader.join(10)
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.process.stdout.close()
-        self.process.stderr.close()
-        return code, "".join(self._talk)
-
-
-@contextlib.contextmanager
-def running(*words: str | Path) -> Iterator[Running]:
-    started = Running(*words)
-    try:
-        yield started
-    finally:
-        if started.process.poll() is None:
-            started.process.kill()
-            started.end(None)
+@pytest.fixture
+def words(tmp_path: Path) -> tuple[str | Path, ...]:
+    """How `adyton call` is told what the translator must prove."""
+    (tmp_path / "policy.toml").write_text(simulated_policy(TRANSLATOR))
+    return ("--policy", tmp_path / "policy.toml", *ALLOW)
 
 
 def test_build_twice_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -111,11 +72,12 @@ def test_what_build_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_run_serves_until_a_signal(number: int) -> None:
+def test_run_serves_until_a_signal(number: int, words: tuple[str | Path, ...]) -> None:
     with running(TRANSLATOR) as server:
         assert re.fullmatch(r"Server started on port \d+", server.first_line)
         target = f"localhost:{server.port}"
-        done = adyton("call", target, "examples.grpc_server.Translator/GetTranslation", '{"input_word": "asylo"}')
+        method = "examples.grpc_server.Translator/GetTranslation"
+        done = adyton("call", target, method, '{"input_word": "asylo"}', *words)
         assert json.loads(done.stdout) == {"translated_word": "sanctuary"}
         code, talk = server.end(number)
     assert code == 0
@@ -132,10 +94,11 @@ def test_run_serves_until_a_signal(number: int) -> None:
         ("orkut", 'No known translation for "orkut"'),
     ],
 )
-def test_the_translators_errors(word: str, message: str) -> None:
+def test_the_translators_errors(word: str, message: str, words: tuple[str | Path, ...]) -> None:
     with running(TRANSLATOR) as server:
-        words = json.dumps({"input_word": word})
-        done = adyton("call", f"localhost:{server.port}", "examples.grpc_server.Translator/GetTranslation", words)
+        request = json.dumps({"input_word": word})
+        method = "examples.grpc_server.Translator/GetTranslation"
+        done = adyton("call", f"localhost:{server.port}", method, request, *words)
     assert done.returncode == ExitCode.FAILED
     assert f"INVALID_ARGUMENT: {message}" in done.stderr
 
@@ -155,7 +118,8 @@ def test_what_run_refuses(tmp_path: Path) -> None:
     cases = {
         (tmp_path / "not.adyton",): (ExitCode.NOT_GENUINE, "the bundle can't be read"),
         (tmp_path / "none.adyton",): (ExitCode.USAGE, "can't read"),
-        (TRANSLATOR, "--address", "0.0.0.0"): (ExitCode.FAILED, "listens on loopback only"),
+        (TRANSLATOR, "--address", "elsewhere.example"): (ExitCode.FAILED, "which is no IP address"),
+        (TRANSLATOR, "--address", "192.0.2.1"): (ExitCode.FAILED, "192.0.2.1"),
         (TRANSLATOR, "--port", "99999"): (ExitCode.FAILED, "it may be 0 to 65535"),
         (TRANSLATOR, "--env", "A=b"): (ExitCode.FAILED, "enclave.toml lists those in environment.allow"),
         (TRANSLATOR, "--port", "99999999999"): (ExitCode.USAGE, "an option's value can't be used"),
@@ -183,13 +147,14 @@ def test_run_tells_when_the_enclave_dies() -> None:
 @pytest.mark.parametrize("to_whom", ["the host", "everybody"])
 def test_sigterm_under_load_loses_no_rpc_that_was_accepted(kind: str, to_whom: str, tmp_path: Path) -> None:
     project = write_probe_project(tmp_path, f"probe.servers:{kind}")
+    policy = simulated_policy(project).encode()
     answered: list[int] = []
     refusals: set[grpc.StatusCode] = set()
     with running(project, "--grace-ms", "5000") as server:
         stop = threading.Event()
 
         def load(number: int) -> None:
-            with grpc.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.enable_retries", 0)]) as channel:
+            with connect(f"127.0.0.1:{server.port}", policy, allow_insecure=["simulated"]) as channel:
                 stub, count = probe_pb2_grpc.ProbeStub(channel), 0
                 while not stop.is_set():
                     try:
@@ -271,8 +236,10 @@ def test_init_makes_a_project_that_works(tmp_path: Path) -> None:
     )
     assert "Ran 2 tests" in tested.stderr, tested.stderr
     assert tested.returncode == 0, tested.stderr
+    (tmp_path / "policy.toml").write_text(simulated_policy(tmp_path / "my-service"))
+    words = ("--policy", tmp_path / "policy.toml", *ALLOW)
     with running(tmp_path / "my-service", "--env", "GREETING=Salut") as server:
-        done = adyton("call", f"localhost:{server.port}", "my_service.MyService/Greet", '{"name": "Ada"}')
+        done = adyton("call", f"localhost:{server.port}", "my_service.MyService/Greet", '{"name": "Ada"}', *words)
         assert json.loads(done.stdout) == {"greeting": "Salut, Ada!"}
 
 

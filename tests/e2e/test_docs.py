@@ -219,7 +219,11 @@ def test_the_readmes_commands() -> None:
         [sys.executable, "dev.py", "demo"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
-    assert "7. Shut down" in demo.stdout
+    assert "8. Shut down" in demo.stdout
+
+
+SERVING = ("adyton run", "adyton proxy")
+"""These go on, as in a terminal of their own, until the next `adyton run`."""
 
 
 class Newcomer:
@@ -228,7 +232,7 @@ class Newcomer:
     def __init__(self, home: Path) -> None:
         self.cwd = home / "adyton"
         self.activated: Path | None = None
-        self.serving: subprocess.Popen[str] | None = None
+        self.serving: list[subprocess.Popen[str]] = []
         self.environment = {
             "HOME": str(home),
             "PATH": f"{Path(sys._base_executable).parent}:/usr/bin:/bin",  # type: ignore[attr-defined]
@@ -241,7 +245,7 @@ class Newcomer:
             self.cwd = (self.cwd / line[3:]).resolve()
         elif line.startswith(". "):
             self.activated = (self.cwd / line[2:]).resolve()
-        elif line.startswith("adyton run"):
+        elif line.startswith(SERVING):
             self._serve(line, expected)
         else:
             done = self._run(line)
@@ -253,16 +257,17 @@ class Newcomer:
             _lend_packages((self.cwd / line.rpartition(" ")[2]).resolve())
 
     def end_serving(self) -> None:
-        if self.serving is not None:
-            self.serving.send_signal(signal.SIGINT)
-            assert self.serving.wait(30) == 0
-            assert self.serving.stdout is not None
-            self.serving.stdout.close()
-            self.serving = None
+        """Press Ctrl-C in every other terminal, the last one first."""
+        codes = []
+        while self.serving:
+            with self.serving.pop() as process:
+                process.send_signal(signal.SIGINT)
+                codes.append(process.wait(30))
+        assert not any(codes)
 
     def _shell(self, line: str) -> list[str]:
         activate = f". '{self.activated}' && " if self.activated else ""
-        return ["bash", "-c", f"{activate}exec {line}" if line.startswith("adyton run") else f"{activate}{line}"]
+        return ["bash", "-c", f"{activate}exec {line}" if line.startswith(SERVING) else f"{activate}{line}"]
 
     def _run(self, line: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -276,7 +281,9 @@ class Newcomer:
         )
 
     def _serve(self, line: str, expected: list[str]) -> None:
-        self.serving = subprocess.Popen(
+        if line.startswith("adyton run"):
+            self.end_serving()
+        process = subprocess.Popen(
             self._shell(line),
             cwd=self.cwd,
             env=self.environment,
@@ -284,10 +291,11 @@ class Newcomer:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        assert self.serving.stdout is not None
-        watchdog = threading.Timer(60, self.serving.kill)
+        self.serving.append(process)
+        assert process.stdout is not None
+        watchdog = threading.Timer(60, process.kill)
         watchdog.start()
-        assert self.serving.stdout.readline().strip() == expected[0]
+        assert process.stdout.readline().strip() == expected[0]
         watchdog.cancel()
 
 
@@ -312,16 +320,14 @@ def split_command(text: str) -> tuple[str, list[str]]:
 def type_commands(page: str, newcomer: Newcomer) -> int:
     """Every command of the page's consoles, in order; how many there are."""
     text = (ROOT / page).read_text()
-    typed = 0
-    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, expected = split_command(command)
-            if newcomer.serving is not None and not line.startswith("adyton call"):
-                newcomer.end_serving()
-            newcomer.type(line, expected)
-            typed += 1
-    newcomer.end_serving()
-    return typed
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    commands = [command for block in blocks for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    try:
+        for command in commands:
+            newcomer.type(*split_command(command))
+    finally:
+        newcomer.end_serving()
+    return len(commands)
 
 
 def newcomer_with_a_clone(home: Path) -> Newcomer:
@@ -333,6 +339,12 @@ def newcomer_with_a_clone(home: Path) -> Newcomer:
 @pytest.mark.timeout(300)
 def test_the_tutorial_word_for_word(tmp_path: Path) -> None:
     assert type_commands("docs/tutorial.md", newcomer_with_a_clone(tmp_path)) > 15
+
+
+def test_the_translators_commands(tmp_path: Path) -> None:
+    newcomer = newcomer_with_a_clone(tmp_path)
+    newcomer.activated = Path(sys.executable).parent / "activate"
+    assert type_commands("examples/translator/README.md", newcomer) == 4
 
 
 def test_the_commands_about_evidence(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ from adyton.atls.never_sent import ANSWERED_KEY
 from adyton.atls.peer import CONNECTED, Peer, peer
 from adyton.bundle.access import ATTESTATION_PREFIX, AccessSettings, Attribute, Expectation, Not, Word
 from adyton.bundle.settings import LoggingSettings
-from adyton.enclave.access import access_interceptors, aio_access_interceptors
+from adyton.enclave.access import access_interceptors, aio_access_interceptors, check_methods
 from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
+from adyton.errors import ConfigurationError
 
 Text = probe_pb2.Text
 Stub = probe_pb2_grpc.ProbeStub
@@ -386,3 +387,16 @@ def test_where_everything_is_for_anyone_nothing_stands_before_the_servicers() ->
     for access in (AccessSettings(), AccessSettings(policy="p", methods=(("/a.B/C", Word.ANYONE),))):
         assert access_interceptors(access) == []
         assert aio_access_interceptors(access) == []
+
+
+@pytest.mark.parametrize("method", ["/a.B/Wrong", "/a.Wrong/C", "/a.Wrong/*", "/a/B"])
+def test_a_method_that_is_not_there_is_said_at_the_start(method: str) -> None:
+    access = AccessSettings(policy="p", methods=((method, Word.ENROLLED),))
+    with pytest.raises(ConfigurationError, match="this server has no such method"):
+        check_methods(access, ["a.B", "a.Unknown"], {"a.B": {"C": object()}})
+
+
+@pytest.mark.parametrize("method", ["/a.B/C", "/a.B/*", "/a.Unknown/Anything"])
+def test_a_method_that_may_be_there_is_taken(method: str) -> None:
+    access = AccessSettings(policy="p", methods=((method, Word.ENROLLED),))
+    check_methods(access, ["a.B", "a.Unknown"], {"a.B": {"C": object()}})

@@ -351,13 +351,11 @@ def test_requests_in_a_row_are_answered_in_order(frames: list[bytes]) -> None:
     assert len(answers) == len(frames)
 
 
-@pytest.mark.xfail(strict=True, reason="Keeper._answer lets DecodeError out of the thread that serves")
 @given(st.binary(max_size=50))
 def test_frames_of_anything_end_a_keepers_thread_quietly(payload: bytes) -> None:
     assert served(lambda mine: mine.sendall(encode_frame(payload))) == []
 
 
-@pytest.mark.xfail(strict=True, reason="KeeperClient lets DecodeError and ValueError out")
 @given(st.binary(max_size=50))
 def test_answers_of_anything_are_an_error_of_ours(payload: bytes) -> None:
     mine, theirs = socket.socketpair()

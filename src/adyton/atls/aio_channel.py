@@ -53,8 +53,10 @@ class AttestedAioChannel(grpc.aio.Channel):
         *,
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         backoff: Callable[[int], float] = backoff_seconds,
+        open_seconds: float = OPEN_SECONDS,
     ) -> None:
-        self._sessions = AioSessions(opener, backoff=backoff)
+        self._open_seconds = open_seconds
+        self._sessions = AioSessions(opener, backoff=backoff, open_seconds=open_seconds)
         around = intercepting(interceptors) if interceptors else None
         self._core = _Core(sessions=self._sessions, calls=weakref.WeakSet(), interceptors=around)
 
@@ -105,7 +107,7 @@ class AttestedAioChannel(grpc.aio.Channel):
 
     async def __aenter__(self) -> Self:
         try:
-            await self._connect(OPEN_SECONDS, wait_for_ready=False)
+            await self._connect(self._open_seconds, wait_for_ready=False)
         except BaseException:
             await self.close()
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ from adyton.atls.enrolling import CHALLENGE, CHALLENGE_REQUEST, ENROL, Enrolment
 from adyton.atls.leaving import close_when_leaving
 from adyton.atls.question import Question
 from adyton.atls.session import Session
+from adyton.atls.threads import in_thread
 
 
 class AioConnector:
@@ -36,18 +36,18 @@ class AioConnector:
         deadline = time.monotonic() + timeout_seconds
         question = session.question.again()
         answer = await _ask(session.channel, question, self._connector.target.text, timeout_seconds)
-        attestation = await asyncio.to_thread(self._connector.judge, question, answer)
+        attestation = await in_thread(self._connector.judge, question, answer)
         enrolment = await self._enrol(session.channel, question, attestation, deadline)
         session.attestation = attestation
         session.renew_at = self._connector.renew_at(attestation, enrolment)
 
     async def _attempt(self, deadline: float) -> Session[grpc.aio.Channel]:
-        dialled = await asyncio.to_thread(self._connector.dial, _left(deadline))
+        dialled = await in_thread(self._connector.dial, _left(deadline))
         channel = grpc.aio.secure_channel(dialled.uri, dialled.credentials, self._connector.channel_options())
         close_when_leaving(channel)
         try:
             answer = await _ask(channel, dialled.question, dialled.uri, _left(deadline))
-            attestation = await asyncio.to_thread(self._connector.judge, dialled.question, answer)
+            attestation = await in_thread(self._connector.judge, dialled.question, answer)
             enrolment = await self._enrol(channel, dialled.question, attestation, deadline)
         except BaseException:
             await channel.close()
@@ -65,12 +65,12 @@ class AioConnector:
         enrol_rpc: Any = channel.unary_unary(ENROL)
         try:
             challenge: bytes = await challenge_rpc(CHALLENGE_REQUEST, timeout=_left(deadline))
-            applied = await asyncio.to_thread(
+            applied = await in_thread(
                 caller.apply, challenge, client_sha256=question.client_sha256, ca=attestation.anchor_certificate
             )
             answer: bytes = await enrol_rpc(applied.request, timeout=_left(deadline))
         except grpc.aio.AioRpcError as error:
-            raise enrolment_refusal(error, self._connector.target.text) from error
+            raise enrolment_refusal(error, self._connector.target.text) from error.with_traceback(None)
         return applied.accept(answer)
 
 
@@ -80,7 +80,7 @@ async def _ask(channel: grpc.aio.Channel, question: Question, uri: str, timeout_
         answer: bytes = await attest(question.encode(), timeout=timeout_seconds)
     except grpc.aio.AioRpcError as error:
         check_connected(error, uri)
-        raise refusal(error, uri) from error
+        raise refusal(error, uri) from error.with_traceback(None)  # whose frames would keep the connection open
     return answer
 
 

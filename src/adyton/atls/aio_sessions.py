@@ -30,12 +30,20 @@ _MAY_PASS: Final = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEED
 class AioSessions:
     """The sessions with one enclave, one after the other. Made and used on one event loop.
 
-    `backoff` says how many seconds to wait after so many failures in a row.
+    `open_seconds` is how long one attestation may take. `backoff` says how many seconds to wait after so many failures
+    in a row.
     """
 
-    def __init__(self, opener: AioOpener, *, backoff: Callable[[int], float] = backoff_seconds) -> None:
+    def __init__(
+        self,
+        opener: AioOpener,
+        *,
+        backoff: Callable[[int], float] = backoff_seconds,
+        open_seconds: float = OPEN_SECONDS,
+    ) -> None:
         self._opener = opener
         self._backoff = backoff
+        self._open_seconds = open_seconds
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._session: AioSession | None = None
@@ -155,8 +163,9 @@ class AioSessions:
             assert self._failed is not None
             return self._failed
         left = None if ends is None else max(0.0, ends - time.monotonic())
-        done, _ = await asyncio.wait((self._opening,), timeout=left)
-        if not done:
+        done, pending = await asyncio.wait((self._opening,), timeout=left)
+        if pending:
+            del pending  # the error keeps this frame, and the task would keep its connection
             raise DeadlineError("the deadline passed before the enclave was attested")
         attempt = done.pop()
         if attempt.cancelled():
@@ -166,7 +175,7 @@ class AioSessions:
     async def _open(self) -> AioSession | AdytonError:
         """One attempt, in a task of its own: no caller's deadline ends it for the others."""
         try:
-            session = await self._renewed() or await self._opener.open(OPEN_SECONDS)
+            session = await self._renewed() or await self._opener.open(self._open_seconds)
         except Exception as problem:  # noqa: BLE001  callers wait for it, whatever it is
             error = _as_error(problem)
             self._failures += 1
@@ -186,7 +195,7 @@ class AioSessions:
         if session is None:
             return None
         try:
-            await self._opener.renew(session, OPEN_SECONDS)
+            await self._opener.renew(session, self._open_seconds)
         except UnreachableError:
             self.lost(session)
             return None

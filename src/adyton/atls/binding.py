@@ -18,8 +18,6 @@ VERSION: Final = 1
 NONCE_BYTES: Final = 32
 NODE_BYTES: Final = 64
 MAX_CLAIMS_BYTES: Final = 8 * 1024
-MAX_AUDIENCE_BYTES: Final = 253
-"""As long as a DNS name may be."""
 MAX_PATH_STEPS: Final = 32
 
 _DOMAIN: Final = b"ATLS-BINDING\x00\x01"

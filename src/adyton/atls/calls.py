@@ -26,7 +26,7 @@ from adyton.errors import AdytonError
 
 _log = logging.getLogger("adyton.atls")
 
-MOST_KEPT = 64
+MOST_KEPT = 8
 """So many messages of a request stream are kept for a second try; a call that has taken more gets none."""
 
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -72,6 +73,17 @@ def parse_certificate(der: bytes) -> tuple[x509.Certificate, ec.EllipticCurvePub
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise EvidenceError("the peer's certificate is not for a P-256 key")
     return certificate, key
+
+
+def check_issued(certificate: x509.Certificate, *, by: x509.Certificate) -> None:
+    """That a CA of leaves has signed the certificate. Raises `EvidenceError`. Dates are not looked at."""
+    try:
+        certificate.verify_directly_issued_by(by)
+        constraints = by.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as problem:
+        raise EvidenceError("the server's certificate is not one of the CA that it names") from problem
+    if not constraints.ca or constraints.path_length != 0:
+        raise EvidenceError("what the server names as its CA is none, or may have others below it")
 
 
 def pem(certificate: x509.Certificate) -> bytes:

@@ -16,7 +16,7 @@ from adyton.atls.attestation import Attestation
 from adyton.atls.calls import AttestedCall, AttestedStream, Progress, Requests
 from adyton.atls.never_sent import never_sent, unanswered
 from adyton.atls.session import Opener
-from adyton.atls.sessions import Connection, Sessions, backoff_seconds
+from adyton.atls.sessions import OPEN_SECONDS, Connection, Sessions, backoff_seconds
 
 _log = logging.getLogger("adyton.atls")
 
@@ -33,19 +33,26 @@ class AttestedChannel(grpc.Channel):
     `grpc.RpcError` and an `AdytonError`: `PolicyError`, `EvidenceError`, `UnreachableError`, `DeadlineError`.
     """
 
-    def __init__(self, opener: Opener, *, backoff: Callable[[int], float] = backoff_seconds) -> None:
+    def __init__(
+        self,
+        opener: Opener,
+        *,
+        backoff: Callable[[int], float] = backoff_seconds,
+        open_seconds: float = OPEN_SECONDS,
+    ) -> None:
         self._connectivity = Connectivity()
-        self._sessions = Sessions(opener, backoff=backoff, observe=self._connectivity.change)
+        self._open_seconds = open_seconds
+        self._sessions = Sessions(opener, backoff=backoff, open_seconds=open_seconds, observe=self._connectivity.change)
 
     @property
     def attestation(self) -> Attestation | None:
         """What the other end has proved: of the current session, or of the last one; None before the first."""
         return self._sessions.attestation
 
-    def open(self, timeout_seconds: float) -> None:
-        """Connect and attest now, within that time, unless there is a session. Raises as a call does."""
+    def open(self) -> None:
+        """Connect and attest now, unless there is a session. Raises as a call does."""
         call = object()
-        self._sessions.begin(call, _deadline(timeout_seconds), False).end(call)
+        self._sessions.begin(call, _deadline(self._open_seconds), False).end(call)
 
     def unary_unary(self, method: str, *codecs: Any, **named_codecs: Any) -> Any:
         return UnaryUnary(self._sessions, lambda inner: inner.unary_unary(method, *codecs, **named_codecs))

@@ -34,9 +34,19 @@ def parse_claims(data: bytes) -> Mapping[str, Any]:
     if not isinstance(claims, dict) or type(claims.get("v")) is not int or claims["v"] != VERSION:
         raise EvidenceError(f"the claims are not of version {VERSION}")
     config = claims.get("config_sha256")
-    if not isinstance(claims.get("name"), str) or not isinstance(config, str) or not _HEX.fullmatch(config):
+    name = claims.get("name")
+    if not isinstance(name, str) or not _is_text(name) or not isinstance(config, str) or not _HEX.fullmatch(config):
         raise EvidenceError("the claims lack a name or the digest of the configuration")
     return claims
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be printed: JSON can hold half a character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

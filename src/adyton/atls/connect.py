@@ -13,6 +13,7 @@ from adyton.atls.connector import BlockingConnector, Connector, Options
 from adyton.atls.dial import Target
 from adyton.atls.enrolling import CallerIdentity
 from adyton.atls.question import Terms
+from adyton.atls.sessions import OPEN_SECONDS
 from adyton.errors import ConfigurationError
 from adyton.policy.appraisal import Hook
 from adyton.policy.document import MAX_POLICY_BYTES, Policy
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from adyton.atls.aio_channel import AttestedAioChannel
     from adyton.atls.channel import AttestedChannel
-
-DEFAULT_TIMEOUT_SECONDS = 20.0
 
 PolicySource = str | Path | bytes | Policy
 """A policy's file, its content, or a policy that is parsed already."""
@@ -60,23 +59,24 @@ def connect(
     target: str,
     policy: PolicySource,
     *,
-    timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    timeout: float = OPEN_SECONDS,
     **options: Unpack[ConnectOptions],
 ) -> AttestedChannel:
     """A gRPC channel to the enclave at `target` (HOST:PORT, [IPV6]:PORT, unix:PATH), which has proved what it is.
 
-    Returns within `timeout` seconds. Raises an error that is both an `AdytonError` and a `grpc.RpcError`: `PolicyError`
-    with its findings if the policy does not accept the enclave, `EvidenceError` if its evidence is not genuine,
-    `UnreachableError` or `DeadlineError` if nobody answers. `ConfigurationError` if the policy's file is wrong.
+    Returns within `timeout` seconds, which attesting anew after a lost connection may take too. Raises an error that is
+    both an `AdytonError` and a `grpc.RpcError`: `PolicyError` with its findings if the policy does not accept the
+    enclave, `EvidenceError` if its evidence is not genuine, `UnreachableError` or `DeadlineError` if nobody answers.
+    `ConfigurationError` if the policy's file is wrong.
 
     The channel is for generated stubs and `grpc.intercept_channel` as any other is. Its calls raise these errors too,
     when the connection was lost and the enclave that answers then is not acceptable.
     """
     from adyton.atls.channel import AttestedChannel
 
-    channel = AttestedChannel(BlockingConnector(connector(target, policy, **options)))
+    channel = AttestedChannel(BlockingConnector(connector(target, policy, **options)), open_seconds=timeout)
     try:
-        channel.open(timeout)
+        channel.open()
     except BaseException:
         channel.close()
         raise
@@ -87,6 +87,7 @@ def aio_connect(
     target: str,
     policy: PolicySource,
     *,
+    timeout: float = OPEN_SECONDS,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     **options: Unpack[ConnectOptions],
 ) -> AttestedAioChannel:
@@ -97,7 +98,8 @@ def aio_connect(
     from adyton.atls.aio_channel import AttestedAioChannel
     from adyton.atls.aio_connector import AioConnector
 
-    return AttestedAioChannel(AioConnector(connector(target, policy, **options)), interceptors=interceptors)
+    opener = AioConnector(connector(target, policy, **options))
+    return AttestedAioChannel(opener, interceptors=interceptors, open_seconds=timeout)
 
 
 def connector(  # noqa: PLR0913  one for each thing that a caller may choose

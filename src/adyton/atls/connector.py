@@ -17,7 +17,7 @@ import grpc
 
 from adyton.atls.ages import max_age_seconds
 from adyton.atls.attestation import Attestation, BindingLevel
-from adyton.atls.binding import MAX_AUDIENCE_BYTES, NONCE_BYTES, Purpose
+from adyton.atls.binding import NONCE_BYTES, Purpose
 from adyton.atls.certificates import DEFAULT_AUDIENCE, parse_certificate, pem
 from adyton.atls.client_key import OneShotKey
 from adyton.atls.dial import Target, find
@@ -26,6 +26,7 @@ from adyton.atls.leaving import close_when_leaving
 from adyton.atls.never_sent import never_sent
 from adyton.atls.question import Question, Terms
 from adyton.atls.session import ChannelT, Session
+from adyton.bundle.names import is_dns_name
 from adyton.errors import AdytonError, ConfigurationError, DeadlineError, EvidenceError, UnreachableError
 
 ATTEST: Final = "/adyton.atls.Attestation/Attest"
@@ -72,8 +73,8 @@ class Connector:
     caller: CallerIdentity | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.audience.encode()) <= MAX_AUDIENCE_BYTES or not self.audience.isascii():
-            raise ConfigurationError(f"the server's name has 1 to {MAX_AUDIENCE_BYTES} ASCII characters")
+        if not is_dns_name(self.audience):
+            raise ConfigurationError(f"{self.audience[:80]!r} is not the name of a server", mend="a DNS name")
         for name, _ in self.options:
             if name in _OURS:
                 raise ConfigurationError(f"the channel option {name} is not the caller's to set")
@@ -137,6 +138,8 @@ def refusal(error: grpc.RpcError, uri: str) -> AdytonError:
     code, said = call.code(), str(call.details())[:500]
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"{uri}: no evidence in time")
+    if never_sent(error) and "Hostname Verification Check failed" in said:
+        return EvidenceError(f"{uri} shows a certificate for another name than the one that was asked for")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED):
         return UnreachableError(f"{uri}: {said}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
@@ -210,7 +213,7 @@ class BlockingConnector:
             ca = attestation.anchor_certificate
             return enrol(call, self._connector.caller, client_sha256=question.client_sha256, ca=ca)
         except grpc.RpcError as error:
-            raise enrolment_refusal(error, self._connector.target.text) from error
+            raise enrolment_refusal(error, self._connector.target.text) from error.with_traceback(None)
 
 
 def check_connected(error: grpc.RpcError, uri: str) -> None:
@@ -226,7 +229,7 @@ def _ask(channel: grpc.Channel, question: Question, uri: str, timeout_seconds: f
         answer: bytes = attest(question.encode(), timeout=timeout_seconds)
     except grpc.RpcError as error:
         check_connected(error, uri)
-        raise refusal(error, uri) from error
+        raise refusal(error, uri) from error.with_traceback(None)  # whose frames would keep the connection open
     return answer
 
 

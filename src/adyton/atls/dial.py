@@ -34,11 +34,11 @@ class Target:
             return cls(text=text, host="", port=0, path=path.removeprefix("//") if path.startswith("///") else path)
         host, _, port = text.rpartition(":")
         if re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536:
-            bare = host.removeprefix("[").removesuffix("]")
-            with contextlib.suppress(ValueError):
-                return cls(text=text, host=str(ipaddress.ip_address(bare)), port=int(port))
             if _HOST.fullmatch(host):
                 return cls(text=text, host=host, port=int(port))
+            if host.startswith("[") and host.endswith("]"):
+                with contextlib.suppress(ValueError):
+                    return cls(text=text, host=str(ipaddress.IPv6Address(host[1:-1])), port=int(port))
         raise ConfigurationError(f"{text[:300]!r} is not {_FORMS}")
 
     def resolve(self) -> list[Address]:
@@ -95,7 +95,7 @@ class Address:
                 secured = stack.enter_context(_context().wrap_socket(plain, server_hostname=audience))
                 certificate = secured.getpeercert(binary_form=True)
             except TimeoutError as problem:
-                raise DeadlineError(f"{self.uri}: no answer in {timeout_seconds:g} s") from problem
+                raise DeadlineError(f"{self.uri}: no answer in {timeout_seconds:.3g} s") from problem
             except ssl.SSLError as problem:
                 said = problem.reason or "the connection was closed"
                 raise EvidenceError(f"{self.uri} does not speak TLS 1.3: {said}") from problem

@@ -17,17 +17,16 @@ from adyton.atls.connect import ConnectOptions, PolicySource, connector
 from adyton.atls.connector import BlockingConnector, Options
 from adyton.atls.dial import Target
 from adyton.atls.identity import key_pem
+from adyton.atls.sessions import OPEN_SECONDS
 from adyton.errors import ConfigurationError, UnsupportedError
 
 if TYPE_CHECKING:
     from adyton.atls.connector import Connector
     from adyton.atls.enrolling import Enrolment
 
-DEFAULT_TIMEOUT_SECONDS = 20.0
-
 
 def join(
-    target: str, policy: PolicySource, *, timeout: float = DEFAULT_TIMEOUT_SECONDS, **options: Unpack[ConnectOptions]
+    target: str, policy: PolicySource, *, timeout: float = OPEN_SECONDS, **options: Unpack[ConnectOptions]
 ) -> Membership:
     """Attest the enclave at `target` by `policy` and enrol there with `identity`. Arguments and errors as `connect`."""
     membership = Membership(connector(target, policy, **options))
@@ -46,13 +45,13 @@ class Membership:
         self._enrolment: Enrolment | None = None
         self._renew_at = 0.0
 
-    def renew(self, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+    def renew(self, timeout: float = OPEN_SECONDS) -> None:
         """Attest the server and enrol again, on a connection of its own, for a new key and certificate."""
         with self._guard:
             self._renew(timeout)
 
     def channel(
-        self, target: str | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS, options: Options = ()
+        self, target: str | None = None, *, timeout: float = OPEN_SECONDS, options: Options = ()
     ) -> grpc.Channel:
         """A gRPC channel to the mesh port, at the host that was attested unless `target` names another of its replicas.
 

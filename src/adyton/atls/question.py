@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
 from google.protobuf.message import DecodeError
 
 from adyton.atls.attestation import Attestation, BindingLevel
 from adyton.atls.binding import MAX_CLAIMS_BYTES, NONCE_BYTES, VERSION, Binding, Purpose, carried, fold, report_data
-from adyton.atls.certificates import parse_certificate, spki_sha256
+from adyton.atls.certificates import check_issued, parse_certificate, spki_sha256
 from adyton.atls.claims import parse_claims
 from adyton.errors import EvidenceError, PolicyError
 from adyton.policy.appraisal import Hook, evaluate
@@ -124,10 +123,8 @@ class Question:
             return self.pinned
         ca, _ = parse_certificate(response.ca_certificate)
         leaf, _ = parse_certificate(self.pinned)
-        try:
-            leaf.verify_directly_issued_by(ca)
-        except (ValueError, TypeError, InvalidSignature) as problem:
-            raise EvidenceError("the server's certificate is not one of the CA that it names") from problem
+        check_issued(ca, by=ca)
+        check_issued(leaf, by=ca)
         return response.ca_certificate
 
 

@@ -12,6 +12,7 @@ import grpc
 
 from adyton.atls.allowance import Allowance
 from adyton.atls.attester import Attester, Connection, Pending
+from adyton.atls.failures import GRPC_CODES
 from adyton.atls.peer import client_spki_sha256
 from adyton.atls.registrar import Registrar
 from adyton.errors import AdytonError, ApplicationError, DeadlineError, StatusCode
@@ -22,8 +23,6 @@ MAX_THREADS: Final = 512
 """How many clients of one process may wait for a quote at once, on a server with threads."""
 ENROL_THREADS: Final = 4
 """Callers' evidence is verified by so many at once."""
-
-_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def connection_of(context: Any) -> Connection:
@@ -137,4 +136,4 @@ def _handler(methods: dict[str, Callable[[bytes, Any], Any]]) -> grpc.GenericRpc
 
 
 def _status(problem: AdytonError) -> tuple[grpc.StatusCode, str]:
-    return _CODES[problem.status], problem.message
+    return GRPC_CODES[problem.status], problem.message

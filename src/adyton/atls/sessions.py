@@ -22,7 +22,7 @@ from adyton.errors import AdytonError, DeadlineError, StatusCode, UnreachableErr
 _log = logging.getLogger("adyton.atls")
 
 OPEN_SECONDS = 20.0
-"""How long one attestation may take, however short the deadline of the caller that caused it."""
+"""How long one attestation may take unless said otherwise, however short the deadline of the call that caused it."""
 _LONGEST_BACKOFF_SECONDS = 60.0
 _MAY_PASS = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED})
 
@@ -93,7 +93,8 @@ class Connection:
 class Sessions:
     """The sessions with one enclave, one after the other.
 
-    `backoff` says how many seconds to wait after so many failures in a row; `observe` hears of each new state.
+    `open_seconds` is how long one attestation may take, `backoff` says how many seconds to wait after so many failures
+    in a row, and `observe` hears of each new state.
     """
 
     def __init__(
@@ -101,9 +102,11 @@ class Sessions:
         opener: Opener,
         *,
         backoff: Callable[[int], float] = backoff_seconds,
+        open_seconds: float = OPEN_SECONDS,
         observe: Callable[[grpc.ChannelConnectivity], None],
     ) -> None:
         self._opener = opener
+        self._open_seconds = open_seconds
         self._backoff = backoff
         self._observe = observe
         self._process = os.getpid()
@@ -220,7 +223,7 @@ class Sessions:
     def _run(self, attempt: Attempt, connection: Connection | None) -> None:
         try:
             if connection is None or not self._renewed(connection):
-                connection = Connection(self._opener.open(OPEN_SECONDS))
+                connection = Connection(self._opener.open(self._open_seconds))
         except AdytonError as error:
             self._end_attempt(attempt, error)
         except BaseException as bug:  # noqa: BLE001  callers wait for it, whatever it is
@@ -234,7 +237,7 @@ class Sessions:
     def _renewed(self, connection: Connection) -> bool:
         """False if the connection is gone. A peer that can't prove itself any more loses the calls under way too."""
         try:
-            self._opener.renew(connection.session, OPEN_SECONDS)
+            self._opener.renew(connection.session, self._open_seconds)
         except UnreachableError:
             self.lost(connection)
             return False

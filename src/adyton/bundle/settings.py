@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from adyton.bundle.access import AccessSettings, check_access
+from adyton.bundle.names import is_dns_name
 from adyton.errors import ConfigurationError
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -173,6 +174,14 @@ def _check_words(settings: Settings) -> None:
             )
         if parts[0].removesuffix(".py") in sys.stdlib_module_names:
             raise ConfigurationError(f"enclave.toml: 'include' has {path!r}, which the standard library's would hide")
+    _check_names(settings)
+
+
+def _check_names(settings: Settings) -> None:
+    for name in settings.server.names:
+        if not is_dns_name(name) or name.lower().endswith("atls.internal"):
+            mend = "DNS names; those of atls.internal are Adyton's"
+            raise ConfigurationError(f"enclave.toml: 'server.names' has {name[:80]!r}", mend=mend)
     for name in settings.environment.allow:
         if not _VARIABLE.fullmatch(name) or _STEERING.match(name):
             raise ConfigurationError(f"enclave.toml: 'environment.allow' has {name!r}, which a host may not set")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 import grpc
@@ -17,7 +17,8 @@ import grpc.aio
 from adyton.atls.access import appraise_caller
 from adyton.atls.peer import peer
 from adyton.bundle.access import ATTESTATION_PREFIX, AccessSettings, Expectation, Word
-from adyton.enclave.interceptors import Behavior, _behavior, _rebuild
+from adyton.enclave.interceptors import Behavior, behavior_of, rebuild
+from adyton.errors import ConfigurationError
 
 _log = logging.getLogger("adyton.access")
 
@@ -34,6 +35,18 @@ def aio_access_interceptors(access: AccessSettings) -> list[grpc.aio.ServerInter
     """The same for grpc.aio.server()."""
     expectations = _Expectations(access)
     return [_AioAccessInterceptor(expectations)] if expectations.ask_anything else []
+
+
+def check_methods(access: AccessSettings, services: Collection[str], methods: Mapping[str, Collection[str]]) -> None:
+    """That every method which [access] names is there: a misspelt one would be as open as the default.
+
+    `services` are the full names of all services, `methods` those of the ones whose methods are known. Raises
+    ConfigurationError.
+    """
+    for path, _ in access.methods:
+        service, _, method = path.removeprefix("/").rpartition("/")
+        if service not in services or (method != "*" and method not in methods.get(service, (method,))):
+            raise ConfigurationError(f"enclave.toml: access.methods names {path!r}, and this server has no such method")
 
 
 class _Expectations:
@@ -97,7 +110,7 @@ class _AccessInterceptor(grpc.ServerInterceptor):
         expectation = self._expectations.of(method)
         if handler is None or expectation is Word.ANYONE:
             return handler
-        return _rebuild(handler, _Gate(_behavior(handler), expectation, method))
+        return rebuild(handler, _Gate(behavior_of(handler), expectation, method))
 
 
 class _AioAccessInterceptor(grpc.aio.ServerInterceptor):
@@ -109,10 +122,10 @@ class _AioAccessInterceptor(grpc.aio.ServerInterceptor):
         expectation = self._expectations.of(method)
         if handler is None or expectation is Word.ANYONE:
             return handler
-        behavior = _behavior(handler)
+        behavior = behavior_of(handler)
         gate = _Gate(behavior, expectation, method)
         if inspect.iscoroutinefunction(behavior):
-            return _rebuild(handler, gate.await_call)
+            return rebuild(handler, gate.await_call)
         if inspect.isasyncgenfunction(behavior):
-            return _rebuild(handler, gate.iterate_call)
-        return _rebuild(handler, gate)  # a blocking one, which gRPC runs in a thread
+            return rebuild(handler, gate.iterate_call)
+        return rebuild(handler, gate)  # a blocking one, which gRPC runs in a thread

@@ -12,9 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from adyton.atls.servicer import SERVICE
-
-_PREFIX = f"/{SERVICE}/"
+from adyton.bundle.access import ATTESTATION_PREFIX
 
 
 def for_application(interceptors: Iterable[Any]) -> list[grpc.ServerInterceptor]:
@@ -32,7 +30,7 @@ class _Interceptor(grpc.ServerInterceptor):
         self._inner = inner
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        if handler_call_details.method.startswith(_PREFIX):
+        if handler_call_details.method.startswith(ATTESTATION_PREFIX):
             return continuation(handler_call_details)
         return self._inner.intercept_service(continuation, handler_call_details)
 
@@ -42,6 +40,6 @@ class _AioInterceptor(grpc.aio.ServerInterceptor):
         self._inner = inner
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        if handler_call_details.method.startswith(_PREFIX):
+        if handler_call_details.method.startswith(ATTESTATION_PREFIX):
             return await continuation(handler_call_details)
         return await self._inner.intercept_service(continuation, handler_call_details)

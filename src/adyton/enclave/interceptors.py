@@ -18,14 +18,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from adyton.atls.failures import GRPC_CODES
 from adyton.atls.never_sent import ANSWERED_KEY
 from adyton.bundle.settings import LoggingSettings
 from adyton.enclave.logs import log_uncaught
 from adyton.errors import AdytonError, StatusCode
 
 _log = logging.getLogger("adyton.rpc")
-
-GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 #: What tells a client that an UNAVAILABLE came from the servicer, so that the RPC is not to be sent again.
 _MARK = (ANSWERED_KEY, "1")
@@ -63,14 +62,16 @@ _KINDS: dict[tuple[bool, bool], Any] = {
 }
 
 
-def _rebuild(handler: grpc.RpcMethodHandler[Any, Any], wrapped: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
+def rebuild(handler: grpc.RpcMethodHandler[Any, Any], wrapped: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler of the same kind around another behavior."""
     made: grpc.RpcMethodHandler[Any, Any] = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)](
         wrapped, handler.request_deserializer, handler.response_serializer
     )
     return made
 
 
-def _behavior(handler: grpc.RpcMethodHandler[Any, Any]) -> Behavior:
+def behavior_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behavior:
+    """What a handler calls, whichever of the four kinds it is."""
     found: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     behavior: Behavior = found
     return behavior
@@ -170,7 +171,7 @@ class GuardInterceptor(grpc.ServerInterceptor):
 
     def wrap(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
         """The same handler with the guard around it."""
-        behavior = _behavior(handler)
+        behavior = behavior_of(handler)
 
         def answer_once(request: Any, context: Any) -> Any:
             with _Guard(self, context, method):
@@ -183,7 +184,7 @@ class GuardInterceptor(grpc.ServerInterceptor):
         wrapped: Any = answer_in_turn if handler.response_streaming else answer_once
         if pool := getattr(behavior, "experimental_thread_pool", None):
             wrapped.experimental_thread_pool = pool
-        return _rebuild(handler, wrapped)
+        return rebuild(handler, wrapped)
 
 
 def _is_abort(error: BaseException, context: Any) -> bool:
@@ -210,11 +211,11 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        behavior, method = _behavior(handler), handler_call_details.method
+        behavior, method = behavior_of(handler), handler_call_details.method
         if inspect.iscoroutinefunction(behavior):
-            return _rebuild(handler, self._coroutine(behavior, method))
+            return rebuild(handler, self._coroutine(behavior, method))
         if inspect.isasyncgenfunction(behavior):
-            return _rebuild(handler, self._generator(behavior, method))
+            return rebuild(handler, self._generator(behavior, method))
         return self._blocking.wrap(handler, method)
 
     def _coroutine(self, behavior: Behavior, method: str) -> Behavior:

@@ -14,8 +14,10 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import DecodeError
 
 from adyton.atls.batch import BatchedQuotes, Quote
+from adyton.atls.binding import NODE_BYTES
 from adyton.atls.certificates import Issued
 from adyton.atls.identity import Identity, IdentitySource
 from adyton.errors import AdytonError, ApplicationError, ControlProtocolError, StatusCode
@@ -24,6 +26,7 @@ from adyton.proto.frames import encode_frame, read_frame
 from adyton.proto.messages import parse_message
 from adyton.tee.message import decode_evidence, encode_evidence
 
+_GONE = "the enclave's first process is gone"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -42,11 +45,15 @@ class Keeper:
                 connection.sendall(encode_frame(self._answer(frame).SerializeToString()))
 
     def _answer(self, frame: bytes) -> keeper_pb2.Reply:
-        request = parse_message(keeper_pb2.Request, frame)
         try:
+            request = parse_message(keeper_pb2.Request, frame)
             if request.WhichOneof("call") == "identity":
                 return keeper_pb2.Reply(identity=_encode_identity(self._identity.current()))
+            if len(request.quote) != NODE_BYTES:
+                raise ApplicationError(StatusCode.INVALID_ARGUMENT, f"a node has {NODE_BYTES} bytes")
             quote = self._quotes.quote(request.quote)
+        except DecodeError:
+            return keeper_pb2.Reply(code=StatusCode.INVALID_ARGUMENT, message="not a request of the keeper's")
         except AdytonError as problem:
             return keeper_pb2.Reply(code=problem.status, message=problem.message)
         reply = keeper_pb2.Reply(quote=keeper_pb2.Quote(path=quote.path))
@@ -80,13 +87,14 @@ class KeeperClient:
             try:
                 self._connection.sendall(encode_frame(request.SerializeToString()))
                 frame = read_frame(self._connection)
-            except OSError as problem:
-                raise ApplicationError(StatusCode.UNAVAILABLE, "the enclave's first process is gone") from problem
-        if frame is None:
-            raise ApplicationError(StatusCode.UNAVAILABLE, "the enclave's first process is gone")
-        reply = parse_message(keeper_pb2.Reply, frame)
+                reply = parse_message(keeper_pb2.Reply, frame) if frame is not None else None
+            except (OSError, ControlProtocolError, DecodeError) as problem:
+                raise ApplicationError(StatusCode.UNAVAILABLE, _GONE) from problem
+        if reply is None:
+            raise ApplicationError(StatusCode.UNAVAILABLE, _GONE)
         if reply.code:
-            raise ApplicationError(StatusCode(reply.code), reply.message)
+            known = reply.code in StatusCode.__members__.values()
+            raise ApplicationError(StatusCode(reply.code) if known else StatusCode.INTERNAL, reply.message)
         return reply
 
 

@@ -22,7 +22,7 @@ from adyton.atls.attester import Attester
 from adyton.atls.peer import MEMBERS
 from adyton.atls.servicer import SERVICE, aio_attestation_handler, attestation_handler
 from adyton.bundle.settings import ServerSettings, Settings
-from adyton.enclave.access import access_interceptors, aio_access_interceptors
+from adyton.enclave.access import access_interceptors, aio_access_interceptors, check_methods
 from adyton.enclave.application_interceptors import aio_for_application, for_application
 from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
 from adyton.enclave.logs import log_uncaught
@@ -128,14 +128,17 @@ def server_options(limits: ServerSettings, listen: Listen) -> list[tuple[str, in
     ]
 
 
-def _add_standard_services(collected: ServicerCollector, server: Any, limits: ServerSettings, servicer: Any) -> None:
+def _add_services(collected: ServicerCollector, server: Any, settings: Settings, health_servicer: Any) -> None:
+    """The application's services and the standard ones."""
     collected.add_to(server)
     names = [*collected.service_names(), SERVICE]
-    if limits.health:
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if settings.server.health:
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         names.append(health.SERVICE_NAME)
-    if limits.reflection:
-        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+    if settings.server.reflection:
+        names.append(reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    check_methods(settings.access, names, dict(collected.methods))
 
 
 def _listen(server: Any, limits: ServerSettings, listen: Listen, attester: Attester) -> Numbers:
@@ -180,7 +183,7 @@ class ThreadedServing:
             maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         )
         self._server.add_generic_rpc_handlers((attestation_handler(attester),))
-        _add_standard_services(collected, self._server, limits, self._health)
+        _add_services(collected, self._server, settings, self._health)
         self.ports = _listen(self._server, limits, listen, attester)
         self._server.start()
         for name in ("", *collected.service_names()):
@@ -226,7 +229,7 @@ class AioServing:
                 maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
             )
             self._server.add_generic_rpc_handlers((aio_attestation_handler(attester),))
-            _add_standard_services(collected, self._server, limits, self._health)
+            _add_services(collected, self._server, settings, self._health)
             self.ports = _listen(self._server, limits, listen, attester)
             await self._server.start()
             for name in ("", *collected.service_names()):

@@ -21,7 +21,7 @@ from adyton.tee.simulated.format import simulated_measurement
 
 SETTINGS, LOCK = "enclave.toml", "requirements.lock"
 #: What of the package runs inside. The rest of it is the host's.
-RUNTIME_ROOMS = ("__init__.py", "errors.py", "proto", "bundle", "tee", "policy", "atls", "enclave")
+RUNTIME_ROOMS = ("__init__.py", "aio.py", "errors.py", "proto", "bundle", "tee", "policy", "atls", "enclave")
 
 
 def runtime_lock() -> bytes:

@@ -1,0 +1,1 @@
+"""An enclave that has words translated by another one."""
