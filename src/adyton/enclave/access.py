@@ -17,7 +17,7 @@ import grpc.aio
 from adyton.atls.access import appraise_caller
 from adyton.atls.peer import peer
 from adyton.bundle.access import ATTESTATION_PREFIX, AccessSettings, Expectation, Word
-from adyton.enclave.interceptors import Behavior, behavior_of, rebuild
+from adyton.enclave.interceptors import Behavior, Handler, behavior_of, rebuild
 from adyton.errors import ConfigurationError
 
 _log = logging.getLogger("adyton.access")
@@ -106,9 +106,12 @@ class _AccessInterceptor(grpc.ServerInterceptor):
         self._expectations = expectations
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        handler, method = continuation(handler_call_details), handler_call_details.method
+        handler = continuation(handler_call_details)
+        return None if handler is None else self.wrap(handler, handler_call_details.method)
+
+    def wrap(self, handler: Handler, method: str) -> Handler:
         expectation = self._expectations.of(method)
-        if handler is None or expectation is Word.ANYONE:
+        if expectation is Word.ANYONE:
             return handler
         return rebuild(handler, _Gate(behavior_of(handler), expectation, method))
 
@@ -118,9 +121,12 @@ class _AioAccessInterceptor(grpc.aio.ServerInterceptor):
         self._expectations = expectations
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        handler, method = await continuation(handler_call_details), handler_call_details.method
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self.wrap(handler, handler_call_details.method)
+
+    def wrap(self, handler: Handler, method: str) -> Handler:
         expectation = self._expectations.of(method)
-        if handler is None or expectation is Word.ANYONE:
+        if expectation is Word.ANYONE:
             return handler
         behavior = behavior_of(handler)
         gate = _Gate(behavior, expectation, method)

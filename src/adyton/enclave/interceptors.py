@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -32,6 +32,7 @@ _MARK = (ANSWERED_KEY, "1")
 _TOO_LONG = (grpc.StatusCode.DEADLINE_EXCEEDED, "the RPC took longer than this server allows")
 
 Behavior = Callable[[Any, Any], Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 def _answer_for(error: BaseException, method: str, logging_settings: LoggingSettings) -> tuple[grpc.StatusCode, str]:
@@ -62,15 +63,15 @@ _KINDS: dict[tuple[bool, bool], Any] = {
 }
 
 
-def rebuild(handler: grpc.RpcMethodHandler[Any, Any], wrapped: Behavior) -> grpc.RpcMethodHandler[Any, Any]:
+def rebuild(handler: Handler, wrapped: Behavior) -> Handler:
     """A handler of the same kind around another behavior."""
-    made: grpc.RpcMethodHandler[Any, Any] = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)](
+    made: Handler = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)](
         wrapped, handler.request_deserializer, handler.response_serializer
     )
     return made
 
 
-def behavior_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Behavior:
+def behavior_of(handler: Handler) -> Behavior:
     """What a handler calls, whichever of the four kinds it is."""
     found: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     behavior: Behavior = found
@@ -130,6 +131,10 @@ class _Guard:
             self._interceptor.timer.begin(self, self._context.cancel)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """The RPC is over; `error` is what its handler raised. Raises if it answers that with a status."""
         if self._interceptor.timer is not None:
             self._interceptor.timer.end(self)
         answer = None
@@ -161,6 +166,8 @@ class GuardInterceptor(grpc.ServerInterceptor):
         self.logging_settings = logging_settings
         self.on_asyncio = on_asyncio
         self.timer = RpcTimer(max_rpc_ms / 1000) if max_rpc_ms else None
+        #: Whether there is something to do for an RPC that begins and ends in order.
+        self._watches = bool(max_rpc_ms) or logging_settings.access or on_asyncio
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the method's handler."""
@@ -169,7 +176,7 @@ class GuardInterceptor(grpc.ServerInterceptor):
             return None
         return self.wrap(handler, handler_call_details.method)
 
-    def wrap(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def wrap(self, handler: Handler, method: str) -> Handler:
         """The same handler with the guard around it."""
         behavior = behavior_of(handler)
 
@@ -177,11 +184,23 @@ class GuardInterceptor(grpc.ServerInterceptor):
             with _Guard(self, context, method):
                 return behavior(request, context)
 
+        def answer_once_unless_it_fails(request: Any, context: Any) -> Any:
+            try:
+                response = behavior(request, context)
+                if context.code() is None:
+                    return response
+            except BaseException as error:
+                _Guard(self, context, method).end(error)
+                raise
+            _Guard(self, context, method).end(None)
+            return response
+
         def answer_in_turn(request: Any, context: Any) -> Iterator[Any]:
             with _Guard(self, context, method):
                 yield from behavior(request, context)
 
-        wrapped: Any = answer_in_turn if handler.response_streaming else answer_once
+        at_once = answer_once if self._watches else answer_once_unless_it_fails
+        wrapped: Any = answer_in_turn if handler.response_streaming else at_once
         if pool := getattr(behavior, "experimental_thread_pool", None):
             wrapped.experimental_thread_pool = pool
         return rebuild(handler, wrapped)
@@ -209,9 +228,11 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """Wrap the method's handler; a blocking one too, which gRPC runs in a thread."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        behavior, method = behavior_of(handler), handler_call_details.method
+        return None if handler is None else self.wrap(handler, handler_call_details.method)
+
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """The same handler with the guard around it."""
+        behavior = behavior_of(handler)
         if inspect.iscoroutinefunction(behavior):
             return rebuild(handler, self._coroutine(behavior, method))
         if inspect.isasyncgenfunction(behavior):

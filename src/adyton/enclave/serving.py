@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -27,6 +27,7 @@ from adyton.enclave.application_interceptors import aio_for_application, for_app
 from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
 from adyton.enclave.logs import log_uncaught
 from adyton.enclave.ports import MESH, Numbers, open_ports
+from adyton.enclave.registration import Around, Services
 from adyton.errors import ApplicationError, StatusCode
 
 T = TypeVar("T")
@@ -53,33 +54,6 @@ class Listen:
     address: str
     ports: Numbers
     shared: bool
-
-
-@dataclass(slots=True)
-class ServicerCollector:
-    """Stands for the server while an application adds its servicers; it can do nothing else."""
-
-    handlers: list[Any] = field(default_factory=list)
-    methods: list[tuple[str, Any]] = field(default_factory=list)
-
-    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
-        """As grpc.Server has it."""
-        self.handlers += handlers
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
-        """As grpc.Server has it."""
-        self.methods.append((service_name, method_handlers))
-
-    def service_names(self) -> list[str]:
-        """Full names of the services that were added."""
-        generic = {each.service_name() for each in self.handlers if isinstance(each, grpc.ServiceRpcHandler)}
-        return sorted(generic | {name for name, _ in self.methods})
-
-    def add_to(self, server: Any) -> None:
-        """Give everything to a real server."""
-        server.add_generic_rpc_handlers(tuple(self.handlers))
-        for name, handlers in self.methods:
-            server.add_registered_method_handlers(name, handlers)
 
 
 def bind_address(address: str, port: int) -> str:
@@ -128,17 +102,20 @@ def server_options(limits: ServerSettings, listen: Listen) -> list[tuple[str, in
     ]
 
 
-def _add_services(collected: ServicerCollector, server: Any, settings: Settings, health_servicer: Any) -> None:
-    """The application's services and the standard ones."""
-    collected.add_to(server)
-    names = [*collected.service_names(), SERVICE]
+def _collect(add_servicers: Callable[[Any], None], settings: Settings, health_servicer: Any) -> Services:
+    """The application's services, and the standard ones beside them."""
+    services = Services()
+    add_servicers(services)
+    services.of_application = tuple(services.names())
+    names = [*services.of_application, SERVICE]
     if settings.server.health:
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, services)
         names.append(health.SERVICE_NAME)
     if settings.server.reflection:
         names.append(reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-    check_methods(settings.access, names, dict(collected.methods))
+        reflection.enable_server_reflection(names, services)
+    check_methods(settings.access, names, dict(services.methods))
+    return services
 
 
 def _listen(server: Any, limits: ServerSettings, listen: Listen, attester: Attester) -> Numbers:
@@ -169,24 +146,21 @@ class ThreadedServing:
         attester: Attester,
     ) -> None:
         limits = settings.server
-        collected: Any = ServicerCollector()
-        add_servicers(collected)
         self._health = health.HealthServicer()
+        services = _collect(add_servicers, settings, self._health)
+        services.add_generic_rpc_handlers((attestation_handler(attester),))
+        guards = [GuardInterceptor(settings.logging, limits.max_rpc_ms), *access_interceptors(settings.access)]
+        around = Around(guards, for_application(interceptors))
         self._server = grpc.server(
             futures.ThreadPoolExecutor(limits.threads, "rpc"),
-            interceptors=[
-                GuardInterceptor(settings.logging, limits.max_rpc_ms),
-                *access_interceptors(settings.access),
-                *for_application(interceptors),
-            ],
+            interceptors=around.interceptors,
             options=server_options(limits, listen),
             maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         )
-        self._server.add_generic_rpc_handlers((attestation_handler(attester),))
-        _add_services(collected, self._server, settings, self._health)
+        services.add_to(self._server, around)
         self.ports = _listen(self._server, limits, listen, attester)
         self._server.start()
-        for name in ("", *collected.service_names()):
+        for name in ("", *services.of_application):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace_seconds: float) -> None:
@@ -216,23 +190,23 @@ class AioServing:
 
         async def start() -> None:
             limits = settings.server
-            collected: Any = ServicerCollector()
-            add_servicers(collected)
+            services = _collect(add_servicers, settings, self._health)
+            services.add_generic_rpc_handlers((aio_attestation_handler(attester),))
+            guards = [
+                AioGuardInterceptor(settings.logging, limits.max_rpc_ms),
+                *aio_access_interceptors(settings.access),
+            ]
+            around = Around(guards, aio_for_application(interceptors))
             self._server = grpc.aio.server(
                 futures.ThreadPoolExecutor(limits.threads, "rpc"),
-                interceptors=[
-                    AioGuardInterceptor(settings.logging, limits.max_rpc_ms),
-                    *aio_access_interceptors(settings.access),
-                    *aio_for_application(interceptors),
-                ],
+                interceptors=around.interceptors,
                 options=server_options(limits, listen),
                 maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
             )
-            self._server.add_generic_rpc_handlers((aio_attestation_handler(attester),))
-            _add_services(collected, self._server, settings, self._health)
+            services.add_to(self._server, around)
             self.ports = _listen(self._server, limits, listen, attester)
             await self._server.start()
-            for name in ("", *collected.service_names()):
+            for name in ("", *services.of_application):
                 await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
         self._run(start(), START_SECONDS)

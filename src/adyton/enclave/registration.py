@@ -1,0 +1,93 @@
+"""What a server serves, collected before there is a server, and what stands around each of its methods.
+
+The runtime's own guards are put around a method once, when it is registered. As interceptors they would be put there
+anew for each RPC, and cost each some microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import grpc
+
+from adyton.enclave.interceptors import Handler
+
+
+class Guard(Protocol):
+    """An interceptor of the runtime, of either kind of server."""
+
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """The same handler with the guard around it; `method` is "/package.Service/Method"."""
+
+
+class Around:
+    """The runtime's guards, the outermost first, and within them the application's interceptors, if there are any."""
+
+    def __init__(self, guards: Sequence[Any], application: Sequence[Any]) -> None:
+        self._guards: Sequence[Guard] = guards
+        self._by_interceptors = bool(application)
+        self.interceptors: list[Any] | None = [*guards, *application] if application else None
+
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """What is to be registered; the handler itself where the server's interceptors wrap it."""
+        if self._by_interceptors:
+            return handler
+        for guard in reversed(self._guards):
+            handler = guard.wrap(handler, method)
+        return handler
+
+
+class Services:
+    """Stands for the server while servicers are added; it can do nothing else.
+
+    `of_application` are the full names of the application's services.
+    """
+
+    def __init__(self) -> None:
+        self.handlers: list[Any] = []
+        self.methods: list[tuple[str, Any]] = []
+        self.of_application: tuple[str, ...] = ()
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
+        """As grpc.Server has it."""
+        self.handlers += handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
+        """As grpc.Server has it."""
+        self.methods.append((service_name, method_handlers))
+
+    def names(self) -> list[str]:
+        """Full names of the services that were added."""
+        generic = {each.service_name() for each in self.handlers if isinstance(each, grpc.ServiceRpcHandler)}
+        return sorted(generic | {name for name, _ in self.methods})
+
+    def add_to(self, server: Any, around: Around) -> None:
+        """Give everything to a real server."""
+        server.add_generic_rpc_handlers(tuple(_Wrapped(each, around) for each in self.handlers))
+        for service, handlers in self.methods:
+            wrapped = {name: around.wrap(handler, f"/{service}/{name}") for name, handler in handlers.items()}
+            server.add_registered_method_handlers(service, wrapped)
+
+
+class _Wrapped(grpc.GenericRpcHandler):
+    """A generic handler whose methods are wrapped, each once."""
+
+    _MOST_KNOWN = 1024
+
+    def __init__(self, inner: Any, around: Around) -> None:
+        self._inner = inner
+        self._around = around
+        self._known: dict[str, tuple[Handler, Handler]] = {}
+
+    def service(self, handler_call_details: Any) -> Handler | None:
+        handler: Handler | None = self._inner.service(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        known = self._known.get(method)
+        if known is None or known[0] is not handler:
+            known = handler, self._around.wrap(handler, method)
+            if len(self._known) < self._MOST_KNOWN:
+                self._known[method] = known
+        return known[1]
