@@ -51,7 +51,7 @@ def parts(party: Party) -> dict[str, float]:
     dialled = connector.dial(10)
     root = pem(parse_certificate(dialled.question.pinned)[0])
     key = seconds_of(lambda: OneShotKey().credentials(root))
-    with grpc.secure_channel(dialled.uri, dialled.credentials, connector.channel_options()) as channel:
+    with grpc.secure_channel(dialled.uri, dialled.credentials, dialled.options) as channel:
         attest: Any = channel.unary_unary(ATTEST)
         begun = time.perf_counter()
         answer = attest(dialled.question.encode())

@@ -15,8 +15,10 @@ from attacker import Attacker
 
 import adyton
 import adyton.aio
+from adyton.atls import one_dial
 from adyton.atls.connect import connector
 from adyton.atls.connector import BlockingConnector
+from adyton.atls.never_sent import never_sent
 from adyton.errors import EvidenceError, PolicyError, UnreachableError
 
 
@@ -131,11 +133,13 @@ def test_an_attacker_that_only_passes_bytes_on_learns_nothing(
     assert learnt_nothing(attack, secret)
 
 
+@pytest.mark.parametrize("asks_victim", [True, False], ids=["asks for a certificate", "asks for none"])
 @pytest.mark.parametrize("key_has_leaked", [False, True], ids=["own certificate", "leaked key"])
 def test_an_attacker_that_takes_over_when_the_client_connects_again(
-    attacker: Attacker, genuine: AttackedServer, policy: bytes, secret: bytes, key_has_leaked: bool
+    attacker: Attacker, genuine: AttackedServer, policy: bytes, secret: bytes, key_has_leaked: bool, asks_victim: bool
 ) -> None:
-    attack = relaying(attacker, genuine, "genuine", key_has_leaked=key_has_leaked)
+    plan = {"key_has_leaked": key_has_leaked, "demands_certificate": asks_victim}
+    attack = relaying(attacker, genuine, "genuine", **plan)
     with adyton.connect(attack.target, policy, allow_insecure=["simulated"]) as channel:
         call: Any = channel.unary_unary(TELL)
         assert call(b"before", timeout=20) == b"genuine: before"
@@ -151,11 +155,13 @@ def test_an_attacker_that_takes_over_when_the_client_connects_again(
     assert learnt_nothing(attack, secret)
 
 
+@pytest.mark.parametrize("asks_victim", [True, False], ids=["asks for a certificate", "asks for none"])
 @pytest.mark.parametrize("key_has_leaked", [False, True], ids=["own certificate", "leaked key"])
 def test_an_attacker_that_takes_over_when_a_client_on_asyncio_connects_again(
-    attacker: Attacker, genuine: AttackedServer, policy: bytes, secret: bytes, key_has_leaked: bool
+    attacker: Attacker, genuine: AttackedServer, policy: bytes, secret: bytes, key_has_leaked: bool, asks_victim: bool
 ) -> None:
-    attack = relaying(attacker, genuine, "genuine", key_has_leaked=key_has_leaked)
+    plan = {"key_has_leaked": key_has_leaked, "demands_certificate": asks_victim}
+    attack = relaying(attacker, genuine, "genuine", **plan)
 
     async def run() -> Any:
         async with adyton.aio.connect(attack.target, policy, allow_insecure=["simulated"]) as channel:
@@ -176,11 +182,12 @@ def test_an_attacker_that_takes_over_when_a_client_on_asyncio_connects_again(
     assert learnt_nothing(attack, secret)
 
 
+@pytest.mark.parametrize("asks_victim", [True, False], ids=["asks for a certificate", "asks for none"])
 def test_an_attacker_with_the_leaked_key_that_takes_over_between_attestations(
-    attacker: Attacker, genuine: AttackedServer, policy: bytes, secret: bytes
+    attacker: Attacker, genuine: AttackedServer, policy: bytes, secret: bytes, asks_victim: bool
 ) -> None:
-    """The session ends with its connection: the attacker can't keep what the genuine server has attested."""
-    attack = relaying(attacker, genuine, "genuine", key_has_leaked=True)
+    """The session ends with its connection: gRPC may not dial again, so nobody can be what it dials."""
+    attack = relaying(attacker, genuine, "genuine", key_has_leaked=True, demands_certificate=asks_victim)
     session = BlockingConnector(connector(attack.target, policy, allow_insecure=["simulated"])).open(20)
     attacker.turn("terminate")
     with session.channel as channel:
@@ -188,9 +195,28 @@ def test_an_attacker_with_the_leaked_key_that_takes_over_between_attestations(
         for _ in range(3):
             with pytest.raises(grpc.RpcError) as caught:
                 call(secret, timeout=5)
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "terminate" in attack.events, "gRPC has tried to connect again, with a key that signs once"
+            assert never_sent(caught.value)
+    assert "terminate" not in attack.events
     assert learnt_nothing(attack, secret)
+
+
+@pytest.mark.parametrize("asks_victim", [True, False], ids=["asks for a certificate", "asks for none"])
+def test_what_the_key_that_signs_once_stops_alone_and_what_it_does_not(
+    attacker: Attacker, genuine: AttackedServer, policy: bytes, secret: bytes, asks_victim: bool
+) -> None:
+    """The same attack on a channel that may dial again. A server that asks for no certificate needs no signature."""
+    attack = relaying(attacker, genuine, "genuine", key_has_leaked=True, demands_certificate=asks_victim)
+    dialled = connector(attack.target, policy, allow_insecure=["simulated"]).dial(20)
+    may_dial_again = [option for option in dialled.options if option[0] != one_dial.ARGUMENT]
+    with grpc.secure_channel(dialled.uri, dialled.credentials, may_dial_again) as channel:
+        call: Any = channel.unary_unary(TELL)
+        assert call(b"before", timeout=20) == b"genuine: before"
+        attacker.turn("terminate")
+        for _ in range(3):
+            with contextlib.suppress(grpc.RpcError):
+                call(secret, timeout=5)
+    assert "terminate" in attack.events
+    assert (secret in attack.received) is not asks_victim
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent import futures
 from datetime import UTC, datetime, timedelta
@@ -357,6 +358,7 @@ def test_the_log_says_why_and_nothing_of_the_request(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = connect(serve(FRONT_END))
+    time.sleep(1)  # of a kind there is one line a second
     with caplog.at_level(logging.WARNING):
         refused(CALLS["Echo"], client.stub)
         client.enrol(rule="back end")

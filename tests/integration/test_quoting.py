@@ -68,8 +68,9 @@ def crowd(connector: Connector) -> Iterator[list[tuple[grpc.Channel, Question]]]
     """Clients, each with a connection and a key of its own, who have asked nothing yet."""
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(16) as pool:
         dialled = list(pool.map(lambda _: connector.dial(60), range(CLIENTS)))
-        options = list(connector.channel_options())
-        channels = [stack.enter_context(grpc.secure_channel(each.uri, each.credentials, options)) for each in dialled]
+        channels = [
+            stack.enter_context(grpc.secure_channel(each.uri, each.credentials, each.options)) for each in dialled
+        ]
         for ready in [grpc.channel_ready_future(channel) for channel in channels]:
             ready.result(60)
         yield [(channel, each.question) for channel, each in zip(channels, dialled, strict=True)]

@@ -6,7 +6,12 @@ import pytest
 
 from adyton.atls import allowance
 from adyton.atls.allowance import MAX_A_MINUTE, MAX_A_MINUTE_WITHOUT_KEY, Allowance
+from adyton.atls.attester import Connection
 from adyton.errors import ApplicationError, StatusCode
+
+
+def client(key: bytes, address: str = "ipv4:192.0.2.1") -> Connection:
+    return Connection(tls_version="TLSv1.3", session_reused=False, server_name="", client_sha256=key, address=address)
 
 
 class Clock:
@@ -18,7 +23,7 @@ class Clock:
 
 def refused(made: Allowance, key: bytes) -> bool:
     try:
-        made.take(key)
+        made.take(client(key))
     except ApplicationError as problem:
         return problem.status is StatusCode.RESOURCE_EXHAUSTED
     return False
@@ -51,10 +56,19 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allowance, "MAX_CONNECTIONS", 3)
     made = Allowance()
     for _ in range(MAX_A_MINUTE):
-        made.take(b"first")
+        made.take(client(b"first"))
     for key in (b"a", b"b"):
-        made.take(key)
+        made.take(client(key))
     assert refused(made, b"first")
     for key in (b"c", b"d", b"e"):
-        made.take(key)
+        made.take(client(key))
     assert not refused(made, b"first")
+
+
+def test_clients_without_a_key_are_told_apart_by_their_addresses() -> None:
+    made = Allowance()
+    for _ in range(MAX_A_MINUTE_WITHOUT_KEY):
+        made.take(client(b""))
+    with pytest.raises(ApplicationError):
+        made.take(client(b""))
+    made.take(client(b"", "ipv4:192.0.2.2"))

@@ -50,12 +50,7 @@ def test_what_is_given_is_used() -> None:
     assert (made.audience, made.level, made.max_age_seconds) == ("translator.example", BindingLevel.KEY, 7)
     assert made.terms.allow == {Insecurity.SIMULATED, Insecurity.DEBUG}
     assert made.terms.refuse is refuse
-    assert list(made.channel_options()) == [
-        ("grpc.max_receive_message_length", 9),
-        ("grpc.ssl_target_name_override", "translator.example"),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_http_proxy", 0),
-    ]
+    assert list(made.options) == [("grpc.max_receive_message_length", 9)]
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

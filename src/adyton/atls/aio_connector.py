@@ -43,10 +43,11 @@ class AioConnector:
 
     async def _attempt(self, deadline: float) -> Session[grpc.aio.Channel]:
         dialled = await in_thread(self._connector.dial, _left(deadline))
-        channel = grpc.aio.secure_channel(dialled.uri, dialled.credentials, self._connector.channel_options())
+        channel = grpc.aio.secure_channel(dialled.uri, dialled.credentials, dialled.options)
         close_when_leaving(channel)
         try:
             answer = await _ask(channel, dialled.question, dialled.uri, _left(deadline))
+            dialled.once.check_used()
             attestation = await in_thread(self._connector.judge, dialled.question, answer)
             enrolment = await self._enrol(channel, dialled.question, attestation, deadline)
         except BaseException:

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from adyton.atls.attestation import Attestation
-from adyton.atls.session import AioOpener, Session
+from adyton.atls.session import AioOpener, NotAttestedError, Session
 from adyton.atls.sessions import OPEN_SECONDS, backoff_seconds
 from adyton.errors import AdytonError, DeadlineError, StatusCode, UnreachableError, WrongStateError
 
@@ -196,10 +196,10 @@ class AioSessions:
             return None
         try:
             await self._opener.renew(session, self._open_seconds)
-        except UnreachableError:
-            self.lost(session)
-            return None
         except Exception as problem:
+            if isinstance(problem, UnreachableError) and not isinstance(problem, NotAttestedError):
+                self.lost(session)
+                return None
             self._refusals[session] = _as_error(problem)
             self._session = None
             self._end(session, None)

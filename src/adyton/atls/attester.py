@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 
+from adyton.atls.allowance import Allowance
 from adyton.atls.batch import BatchedQuotes, Quote
 from adyton.atls.binding import NONCE_BYTES, VERSION, Binding, Purpose
 from adyton.atls.identity import IdentitySource
@@ -29,12 +30,14 @@ class Connection:
     """What a server knows of the connection that a call came on, from TLS itself.
 
     `client_sha256` is the SHA-256 of the client's key (DER SubjectPublicKeyInfo), empty if it showed no certificate.
+    `address` is where the client is, without its port.
     """
 
     tls_version: str
     session_reused: bool
     server_name: str
     client_sha256: bytes
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +58,13 @@ class Attester:
         quotes: BatchedQuotes,
         names: frozenset[str],
         registrar: Registrar | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.identity = identity
         self.quotes = quotes
         self.registrar = registrar
         self._names = names
+        self._allowance = allowance
 
     def begin(self, request: bytes, connection: Connection) -> Pending:
         """Check the question and ask for a quote. Raises `ApplicationError`, before any hardware was asked."""
@@ -73,6 +78,8 @@ class Attester:
             )
         if asked.audience != connection.server_name or asked.audience not in self._names:
             raise _refused(StatusCode.INVALID_ARGUMENT, "the audience is not a name of this server, or not that of TLS")
+        if self._allowance is not None:
+            self._allowance.take(connection)
         of_ca = asked.purpose == Purpose.FLEET
         binding = Binding(
             purpose=Purpose(asked.purpose),

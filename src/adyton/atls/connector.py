@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import grpc
 
+from adyton.atls import one_dial
 from adyton.atls.ages import max_age_seconds
 from adyton.atls.attestation import Attestation, BindingLevel
 from adyton.atls.binding import NONCE_BYTES, Purpose
@@ -23,9 +24,10 @@ from adyton.atls.client_key import OneShotKey
 from adyton.atls.dial import Target, find
 from adyton.atls.enrolling import CallerIdentity, Enrolment, enrol, enrolment_refusal
 from adyton.atls.leaving import close_when_leaving
-from adyton.atls.never_sent import never_sent
+from adyton.atls.never_sent import never_sent, unanswered
+from adyton.atls.one_dial import OneDial
 from adyton.atls.question import Question, Terms
-from adyton.atls.session import ChannelT, Session
+from adyton.atls.session import ChannelT, NotAttestedError, Session
 from adyton.bundle.names import is_dns_name
 from adyton.errors import AdytonError, ConfigurationError, DeadlineError, EvidenceError, UnreachableError
 
@@ -39,11 +41,21 @@ _OURS: Final = frozenset(
         "grpc.use_local_subchannel_pool",
         "grpc.enable_http_proxy",
         "grpc.http_proxy",
+        "grpc.address_http_proxy",
+        "grpc.address_http_proxy_enabled_addresses",
+        "grpc.http_connect_server",
+        "grpc.http_connect_headers",
         "grpc.lb_policy_name",
+        "grpc.service_config",  # it can send health checks to whom nobody has attested yet, and RPCs twice
+        one_dial.ARGUMENT,
     }
 )
 
 Options = Sequence[tuple[str, Any]]
+WITHOUT_PROXY: Final[Options] = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.address_http_proxy_enabled_addresses", ""),  # else GRPC_ADDRESS_HTTP_PROXY of the environment counts
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +65,8 @@ class Dialled:
     uri: str
     credentials: grpc.ChannelCredentials
     question: Question
+    options: Options
+    once: OneDial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +89,7 @@ class Connector:
     def __post_init__(self) -> None:
         if not is_dns_name(self.audience):
             raise ConfigurationError(f"{self.audience[:80]!r} is not the name of a server", mend="a DNS name")
-        for name, _ in self.options:
-            if name in _OURS:
-                raise ConfigurationError(f"the channel option {name} is not the caller's to set")
+        check_options(self.options)
         if self.max_age_seconds is not None and self.max_age_seconds <= 0:
             raise ConfigurationError("max_age_seconds must be more than 0")
         if self.caller is not None and self.level is not BindingLevel.CONNECTION:
@@ -104,16 +116,16 @@ class Connector:
             pinned=certificate,
             client_sha256=client_sha256,
         )
-        return Dialled(uri=address.uri, credentials=credentials, question=question)
-
-    def channel_options(self) -> Options:
-        """The options of a channel that connects to one server, once."""
-        return [
-            *self.options,
+        once = OneDial()
+        own = [
             ("grpc.ssl_target_name_override", self.audience),
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", 0),
+            *WITHOUT_PROXY,
+            (one_dial.ARGUMENT, once),
         ]
+        return Dialled(
+            uri=address.uri, credentials=credentials, question=question, options=[*self.options, *own], once=once
+        )
 
     def judge(self, question: Question, answer: bytes) -> Attestation:
         """What the answer proves, now. Raises as Question.judge."""
@@ -132,6 +144,13 @@ class Connector:
         return time.monotonic() + min(by_tee, by_server, self.max_age_seconds or by_tee)
 
 
+def check_options(options: Sequence[tuple[Any, Any]]) -> None:
+    """That the caller sets no option that is ours. Raises ConfigurationError."""
+    for name, _ in options:
+        if not isinstance(name, str) or name in _OURS:
+            raise ConfigurationError(f"the channel option {name} is not the caller's to set")
+
+
 def refusal(error: grpc.RpcError, uri: str) -> AdytonError:
     """Why a server gave no evidence, as an error of ours."""
     call: Any = error
@@ -140,8 +159,10 @@ def refusal(error: grpc.RpcError, uri: str) -> AdytonError:
         return DeadlineError(f"{uri}: no evidence in time")
     if never_sent(error) and "Hostname Verification Check failed" in said:
         return EvidenceError(f"{uri} shows a certificate for another name than the one that was asked for")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED):
+    if code is grpc.StatusCode.UNAVAILABLE and unanswered(error):
         return UnreachableError(f"{uri}: {said}")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED):
+        return NotAttestedError(f"{uri}: {said}")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return EvidenceError(f"{uri} is no enclave's server: it has no Attestation service")
     return EvidenceError(f"{uri} gave no evidence: {code.name}: {said}")
@@ -187,10 +208,11 @@ class BlockingConnector:
 
     def _attempt(self, deadline: float) -> tuple[Session[grpc.Channel], Enrolment | None]:
         dialled = self._connector.dial(_left(deadline))
-        channel = grpc.secure_channel(dialled.uri, dialled.credentials, self._connector.channel_options())
+        channel = grpc.secure_channel(dialled.uri, dialled.credentials, dialled.options)
         close_when_leaving(channel)
         try:
             answer = _ask(channel, dialled.question, dialled.uri, _left(deadline))
+            dialled.once.check_used()
             attestation = self._connector.judge(dialled.question, answer)
             enrolment = self._enrol(channel, dialled.question, attestation, deadline)
         except BaseException:

@@ -14,7 +14,7 @@ import grpc
 
 from adyton.atls.certificates import DEFAULT_AUDIENCE, pem
 from adyton.atls.connect import ConnectOptions, PolicySource, connector
-from adyton.atls.connector import BlockingConnector, Options
+from adyton.atls.connector import WITHOUT_PROXY, BlockingConnector, Options, check_options
 from adyton.atls.dial import Target
 from adyton.atls.identity import key_pem
 from adyton.atls.sessions import OPEN_SECONDS
@@ -67,7 +67,8 @@ class Membership:
         credentials = grpc.ssl_channel_credentials(
             pem(enrolment.ca), key_pem(enrolment.key), pem(enrolment.certificate)
         )
-        own = [("grpc.ssl_target_name_override", DEFAULT_AUDIENCE), ("grpc.enable_http_proxy", 0)]
+        check_options(options)
+        own = [("grpc.ssl_target_name_override", DEFAULT_AUDIENCE), *WITHOUT_PROXY]
         made: grpc.Channel = grpc.secure_channel(
             target or self._mesh_target(enrolment.mesh_port), credentials, [*options, *own]
         )

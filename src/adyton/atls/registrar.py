@@ -24,6 +24,7 @@ from adyton.atls.identity import Clock, Identity, IdentitySource
 from adyton.atls.member import issue_member
 from adyton.atls.peer import CONNECTED, Peer, Peers
 from adyton.atls.question import Terms
+from adyton.atls.sparing import SparingLog
 from adyton.errors import AdytonError, ApplicationError, EvidenceError, Finding, PolicyError, StatusCode
 from adyton.policy.appraisal import Appraisal
 from adyton.proto.attestation_pb2 import ChallengeRequest, ChallengeResponse, EnrolResponse
@@ -109,6 +110,7 @@ class Registrar:
         self._peers = peers
         self._clock = clock
         self._challenges = Challenges(clock=clock)
+        self._refusals = SparingLog(_log)
 
     def challenge(self, request: bytes, connection: Connection) -> bytes:
         """Answer a ChallengeRequest. Raises `ApplicationError`."""
@@ -140,7 +142,7 @@ class Registrar:
         try:
             appraisal = application.judge(standing, self._terms, now=now)
         except AdytonError as problem:
-            raise _logged(application, problem) from problem
+            raise self._logged(application, problem) from problem
         self._challenges.succeed(connection.client_sha256)
         return self._admit(application, appraisal, identity.ca, connection, now)
 
@@ -171,6 +173,16 @@ class Registrar:
             mesh_port=self.mesh_port,
         ).SerializeToString()
 
+    def _logged(self, application: Application, problem: AdytonError) -> ApplicationError:
+        """The fact, for the wire; the rest goes to the log."""
+        findings: tuple[Finding, ...] = problem.findings if isinstance(problem, PolicyError) else ()
+        reasons = [problem.message, *map(str, findings)]
+        extra = {"role": application.role, "reasons": reasons}
+        self._refusals.warning("a caller was not enrolled", kind="enrolment", extra=extra)
+        if isinstance(problem, EvidenceError):
+            return _refused(StatusCode.UNAUTHENTICATED, "the evidence is not genuine, or not this key's")
+        return _refused(StatusCode.PERMISSION_DENIED, "this enclave's policy does not accept the caller")
+
 
 def _check(connection: Connection) -> None:
     check_connection(connection)
@@ -186,16 +198,6 @@ def _check_ca(application: Application, identity: Identity) -> None:
     if application.ca_sha256 in ours:
         raise _refused(StatusCode.ABORTED, "the CA that you have attested is renewed; connect again")
     raise _refused(StatusCode.FAILED_PRECONDITION, "the CA that you have attested is none of this enclave")
-
-
-def _logged(application: Application, problem: AdytonError) -> ApplicationError:
-    """The fact, for the wire; the rest goes to the log."""
-    findings: tuple[Finding, ...] = problem.findings if isinstance(problem, PolicyError) else ()
-    reasons = [problem.message, *map(str, findings)]
-    _log.warning("a caller was not enrolled", extra={"role": application.role, "reasons": reasons})
-    if isinstance(problem, EvidenceError):
-        return _refused(StatusCode.UNAUTHENTICATED, "the evidence is not genuine, or not this key's")
-    return _refused(StatusCode.PERMISSION_DENIED, "this enclave's policy does not accept the caller")
 
 
 def _refused(status: StatusCode, message: str) -> ApplicationError:

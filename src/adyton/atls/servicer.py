@@ -10,8 +10,7 @@ from typing import Any, Final
 
 import grpc
 
-from adyton.atls.allowance import Allowance
-from adyton.atls.attester import Attester, Connection, Pending
+from adyton.atls.attester import Attester, Connection
 from adyton.atls.failures import GRPC_CODES
 from adyton.atls.peer import client_spki_sha256
 from adyton.atls.registrar import Registrar
@@ -26,8 +25,11 @@ ENROL_THREADS: Final = 4
 
 
 def connection_of(context: Any) -> Connection:
-    """What TLS says of the connection that a call came on."""
+    """What TLS says of the connection that a call came on. FAILED_PRECONDITION for a client key that is not P-256."""
     facts = context.auth_context()
+    key = client_spki_sha256(context)
+    if key is None and facts.get("x509_pem_cert") and list(facts.get("ssl_session_reused", ())) == [b"false"]:
+        raise ApplicationError(StatusCode.FAILED_PRECONDITION, "attestation needs a client key on P-256")
 
     def fact(name: str) -> str:
         values = facts.get(name)
@@ -37,17 +39,18 @@ def connection_of(context: Any) -> Connection:
         tls_version=fact("ssl_tls_version"),
         session_reused=fact("ssl_session_reused") != "false",
         server_name=fact("ssl_requested_server_name"),
-        client_sha256=client_spki_sha256(context) or b"",
+        client_sha256=key or b"",
+        address=context.peer().rpartition(":")[0],
     )
 
 
 def attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
     """The service for grpc.server(). It has threads of its own: those of the application do not wait for quotes."""
-    pool, allowance = ThreadPoolExecutor(MAX_THREADS, "attest"), Allowance()
+    pool = ThreadPoolExecutor(MAX_THREADS, "attest")
 
     def attest(request: bytes, context: Any) -> bytes:
         try:
-            pending = _begin(attester, allowance, request, context)
+            pending = attester.begin(request, connection_of(context))
             return pending.finish(pending.quote.result(QUOTE_SECONDS))
         except TimeoutError:
             context.abort(*_status(DeadlineError("the hardware gave no evidence in time")))
@@ -61,11 +64,10 @@ def attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
 
 def aio_attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
     """The service for grpc.aio.server()."""
-    allowance = Allowance()
 
     async def attest(request: bytes, context: Any) -> bytes:
         try:
-            pending = _begin(attester, allowance, request, context)
+            pending = attester.begin(request, connection_of(context))
             quote = await asyncio.wait_for(asyncio.wrap_future(pending.quote), QUOTE_SECONDS)
             return pending.finish(quote)
         except TimeoutError:
@@ -75,12 +77,6 @@ def aio_attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
         raise AssertionError  # abort does not return
 
     return _handler({"Attest": attest} | {name: _coroutine(step) for name, step in _enrolment(attester).items()})
-
-
-def _begin(attester: Attester, allowance: Allowance, request: bytes, context: Any) -> Pending:
-    connection = connection_of(context)
-    allowance.take(connection.client_sha256)
-    return attester.begin(request, connection)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from adyton.atls.attestation import Attestation
 from adyton.atls.question import Question
+from adyton.errors import UnreachableError
 
 if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
 ChannelT = TypeVar("ChannelT")
+
+
+class NotAttestedError(UnreachableError):
+    """The server is there, and gave no evidence this time. Another time it may."""
 
 
 class Session(Generic[ChannelT]):

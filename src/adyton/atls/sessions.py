@@ -16,7 +16,7 @@ import grpc
 
 from adyton.atls.attestation import Attestation
 from adyton.atls.failures import cancelled, rpc_failure
-from adyton.atls.session import Opener, Session
+from adyton.atls.session import NotAttestedError, Opener, Session
 from adyton.errors import AdytonError, DeadlineError, StatusCode, UnreachableError, WrongStateError
 
 _log = logging.getLogger("adyton.atls")
@@ -238,11 +238,10 @@ class Sessions:
         """False if the connection is gone. A peer that can't prove itself any more loses the calls under way too."""
         try:
             self._opener.renew(connection.session, self._open_seconds)
-        except UnreachableError:
+        except BaseException as problem:
             self.lost(connection)
-            return False
-        except BaseException:
-            self.lost(connection)
+            if isinstance(problem, UnreachableError) and not isinstance(problem, NotAttestedError):
+                return False
             connection.close()
             raise
         return True

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import grpc
 
+from adyton.bundle.access import ATTESTATION_PREFIX
+
 Metadatum = tuple[str, str | bytes]
 
 _STATUS_DETAILS: Final = "grpc-status-details-bin"
@@ -30,7 +32,9 @@ class Passage(grpc.GenericRpcHandler):
         self._channel = channel
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """As grpc.GenericRpcHandler says: there is no method that it does not pass on."""
+        """As grpc.GenericRpcHandler says. Attestation is this side's own, and no local client's."""
+        if handler_call_details.method.startswith(ATTESTATION_PREFIX):
+            return None
         method: Any = self._channel.stream_stream(handler_call_details.method)
 
         def pass_on(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:

@@ -16,11 +16,12 @@ import grpc.aio
 
 from adyton.atls.access import appraise_caller
 from adyton.atls.peer import peer
+from adyton.atls.sparing import SparingLog
 from adyton.bundle.access import ATTESTATION_PREFIX, AccessSettings, Expectation, Word
 from adyton.enclave.interceptors import Behavior, Handler, behavior_of, rebuild
 from adyton.errors import ConfigurationError
 
-_log = logging.getLogger("adyton.access")
+_log = SparingLog(logging.getLogger("adyton.access"))
 
 _REFUSED: Final = (grpc.StatusCode.PERMISSION_DENIED, "this caller may not call this method")
 
@@ -67,25 +68,28 @@ class _Expectations:
 class _Gate:
     """Before one method whose callers have to be somebody."""
 
-    __slots__ = ("_behavior", "_expectation", "_method", "experimental_thread_pool")
+    __slots__ = ("_behavior", "_expectation", "_method", "experimental_non_blocking", "experimental_thread_pool")
 
     def __init__(self, behavior: Behavior, expectation: Expectation, method: str) -> None:
         self._behavior = behavior
         self._expectation = expectation
         self._method = method
-        self.experimental_thread_pool = getattr(behavior, "experimental_thread_pool", None)  # gRPC looks for it
+        # gRPC looks for these two.
+        self.experimental_thread_pool = getattr(behavior, "experimental_thread_pool", None)
+        self.experimental_non_blocking = getattr(behavior, "experimental_non_blocking", False)
 
     def _objections(self, context: Any) -> tuple[str, ...]:
         against = appraise_caller(self._expectation, peer(context))
         if against:
-            _log.warning("a caller was refused", extra={"rpc": self._method, "reasons": against})
+            extra = {"rpc": self._method, "reasons": against}
+            _log.warning("a caller was refused", kind=self._method, extra=extra)
         return against
 
-    def __call__(self, request: Any, context: Any) -> Any:
-        """For a handler in a thread, whether it returns a response or an iterator of them."""
+    def __call__(self, request: Any, context: Any, **callback: Any) -> Any:
+        """For a handler in a thread: it returns a response or an iterator of them, or sends them to a callback."""
         if self._objections(context):
             context.abort(*_REFUSED)
-        return self._behavior(request, context)
+        return self._behavior(request, context, **callback)
 
     async def await_call(self, request: Any, context: Any) -> Any:
         """For a coroutine."""

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from adyton.atls.access import agreed_insecurities, check_against_policy
+from adyton.atls.allowance import Allowance
 from adyton.atls.attester import Attester
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes
 from adyton.atls.certificates import DEFAULT_AUDIENCE
@@ -176,7 +177,11 @@ class _GrpcApplicationBase(TrustedApplication):
 
     def _attester(self, identity: IdentitySource, quotes: BatchedQuotes) -> Attester:
         return Attester(
-            identity=identity, quotes=quotes, names=frozenset(self._names()), registrar=self._registrar(identity)
+            identity=identity,
+            quotes=quotes,
+            names=frozenset(self._names()),
+            registrar=self._registrar(identity),
+            allowance=Allowance(),
         )
 
     def _registrar(self, identity: IdentitySource) -> Registrar | None:

@@ -177,8 +177,10 @@ class GuardInterceptor(grpc.ServerInterceptor):
         return self.wrap(handler, handler_call_details.method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
-        """The same handler with the guard around it."""
+        """The same handler with the guard around it; one that answers by a callback, holding no thread, as it is."""
         behavior = behavior_of(handler)
+        if getattr(behavior, "experimental_non_blocking", False):
+            return handler
 
         def answer_once(request: Any, context: Any) -> Any:
             with _Guard(self, context, method):

@@ -7,11 +7,12 @@ anew for each RPC, and cost each some microseconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent import futures
 from typing import Any, Protocol
 
 import grpc
 
-from adyton.enclave.interceptors import Handler
+from adyton.enclave.interceptors import Handler, behavior_of, rebuild
 
 
 class Guard(Protocol):
@@ -19,6 +20,31 @@ class Guard(Protocol):
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         """The same handler with the guard around it; `method` is "/package.Service/Method"."""
+
+
+class ThreadsApart:
+    """A guard for grpc.server() that gives one service threads of its own, so that its streams hold no others."""
+
+    def __init__(self, service: str, threads: int) -> None:
+        self._prefix = f"/{service}/"
+        self._pool = futures.ThreadPoolExecutor(threads, service)
+
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """As Guard says."""
+        if not method.startswith(self._prefix):
+            return handler
+        behavior = behavior_of(handler)
+
+        def apart(request: Any, context: Any) -> Any:
+            return behavior(request, context)
+
+        apart.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
+        return rebuild(handler, apart)
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """As grpc.ServerInterceptor has it."""
+        handler = continuation(handler_call_details)
+        return None if handler is None else self.wrap(handler, handler_call_details.method)
 
 
 class Around:

@@ -27,11 +27,12 @@ from adyton.enclave.application_interceptors import aio_for_application, for_app
 from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
 from adyton.enclave.logs import log_uncaught
 from adyton.enclave.ports import MESH, Numbers, open_ports
-from adyton.enclave.registration import Around, Services
+from adyton.enclave.registration import Around, Services, ThreadsApart
 from adyton.errors import ApplicationError, StatusCode
 
 T = TypeVar("T")
 START_SECONDS = 30.0
+REFLECTION_THREADS = 4
 #: What an event loop gets beyond the grace to end its server.
 BLOCKED_SECONDS = 2.0
 
@@ -149,7 +150,11 @@ class ThreadedServing:
         self._health = health.HealthServicer()
         services = _collect(add_servicers, settings, self._health)
         services.add_generic_rpc_handlers((attestation_handler(attester),))
-        guards = [GuardInterceptor(settings.logging, limits.max_rpc_ms), *access_interceptors(settings.access)]
+        guards = [
+            GuardInterceptor(settings.logging, limits.max_rpc_ms),
+            *access_interceptors(settings.access),
+            ThreadsApart(reflection.SERVICE_NAME, REFLECTION_THREADS),
+        ]
         around = Around(guards, for_application(interceptors))
         self._server = grpc.server(
             futures.ThreadPoolExecutor(limits.threads, "rpc"),
