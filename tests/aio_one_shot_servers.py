@@ -32,6 +32,7 @@ from adyton.atls.attestation import Attestation
 from adyton.atls.certificates import DEFAULT_AUDIENCE, issue_leaf, make_ca, open_client_ca, pem
 from adyton.atls.client_key import OneShotKey
 from adyton.atls.never_sent import ANSWERED_KEY
+from adyton.atls.one_dial import ARGUMENT, OneDial
 from adyton.atls.question import Question
 from adyton.atls.session import Session
 from adyton.errors import AdytonError, UnreachableError
@@ -43,7 +44,10 @@ AioSession = Session[grpc.aio.Channel]
 
 
 class Counting:
-    """The handlers. A request `slow:…` takes a while, `refused:…` ends with UNAVAILABLE in gRPC's own words."""
+    """The handlers. A request `slow:…` takes a while, `refused:…` ends with UNAVAILABLE in gRPC's own words.
+
+    So does `unmarked:…`, without our mark.
+    """
 
     def __init__(self, executed: Path) -> None:
         self._executed = os.open(executed, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -64,6 +68,8 @@ class Counting:
             time.sleep(0.3)
         if request.startswith(b"refused:"):
             context.set_trailing_metadata(((ANSWERED_KEY, "1"),))
+            context.abort(grpc.StatusCode.UNAVAILABLE, LOST_WORDS)
+        if request.startswith(b"unmarked:"):
             context.abort(grpc.StatusCode.UNAVAILABLE, LOST_WORDS)
 
     def answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -184,7 +190,8 @@ class PlainOpener:
             await self.before_open()
         if self.refusals:
             raise self.refusals.pop(0)
-        channel = self.channel()
+        once = OneDial()
+        channel = self.channel(once)
         try:
             await self._connect(channel, timeout_seconds)
         except BaseException:
@@ -192,7 +199,8 @@ class PlainOpener:
             raise
         attestation = cast(Attestation, f"attestation {self.opens}")
         question = cast(Question, None)
-        self.sessions.append(Session(channel, attestation, time.monotonic() + self.renew_after_seconds, question))
+        renew_at = time.monotonic() + self.renew_after_seconds
+        self.sessions.append(Session(channel, attestation, renew_at, question, once))
         return self.sessions[-1]
 
     async def renew(self, session: AioSession, timeout_seconds: float) -> None:
@@ -210,7 +218,7 @@ class PlainOpener:
         except grpc.aio.AioRpcError as error:
             raise UnreachableError(str(error.details())) from error
 
-    def channel(self) -> grpc.aio.Channel:
+    def channel(self, once: OneDial) -> grpc.aio.Channel:
         """A channel that can connect once."""
         return grpc.aio.secure_channel(
             f"ipv4:127.0.0.1:{self.server.port}",
@@ -219,6 +227,7 @@ class PlainOpener:
                 ("grpc.ssl_target_name_override", DEFAULT_AUDIENCE),
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.enable_http_proxy", 0),
+                (ARGUMENT, once),
             ],
         )
 

@@ -33,6 +33,7 @@ from adyton.atls.attestation import Attestation, BindingLevel
 from adyton.atls.binding import Purpose
 from adyton.atls.leaving import close_when_leaving
 from adyton.atls.never_sent import ANSWERED_KEY
+from adyton.atls.one_dial import ARGUMENT, OneDial
 from adyton.atls.question import Question
 from adyton.atls.session import Session
 from adyton.errors import DeadlineError, UnreachableError
@@ -207,10 +208,11 @@ class OneShotOpener:
     def open(self, timeout_seconds: float) -> Session[grpc.Channel]:
         self.attempts += 1
         self._pass(timeout_seconds)
-        channel = one_shot_channel(self.port)
+        once = OneDial()
+        channel = one_shot_channel(self.port, once)
         self._attest(channel, timeout_seconds)
         renew_at = time.monotonic() + self.renew_after
-        session = Session(channel, attestation(len(self.opened) + 1), renew_at, _QUESTION)
+        session = Session(channel, attestation(len(self.opened) + 1), renew_at, _QUESTION, once)
         self.opened.append(session)
         return session
 
@@ -235,8 +237,8 @@ class OneShotOpener:
             raise UnreachableError(f"127.0.0.1:{self.port}: {problem.details()}") from problem
 
 
-def one_shot_channel(port: int) -> grpc.Channel:
-    """A channel whose key signs one handshake."""
+def one_shot_channel(port: int, once: OneDial) -> grpc.Channel:
+    """A channel that connects once."""
     key = ec.generate_private_key(ec.SECP256R1())
     unused = [key]
 
@@ -252,6 +254,7 @@ def one_shot_channel(port: int) -> grpc.Channel:
         ("grpc.ssl_target_name_override", HOST),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
+        (ARGUMENT, once),
     ]
     channel = grpc.secure_channel(f"ipv4:127.0.0.1:{port}", credentials, options)
     close_when_leaving(channel)

@@ -14,9 +14,8 @@ import grpc
 import grpc.aio
 
 from adyton.atls.aio_requests import AioRequests
-from adyton.atls.aio_sessions import AioSessions
+from adyton.atls.aio_sessions import AioSession, AioSessions
 from adyton.atls.failures import aio_rpc_failure, cancelled
-from adyton.atls.never_sent import never_sent
 from adyton.errors import AdytonError
 
 _NOTHING: Final = grpc.aio.Metadata()
@@ -60,6 +59,7 @@ class AioCall(grpc.aio.Call):
         if self._session is not None:
             self._inner = begin(self._session, self._first_request(), options, options.timeout)
         self._settled: asyncio.Task[InnerCall | AdytonError] = asyncio.create_task(self._settle())
+        self._settled.add_done_callback(self._after_settling)
 
     def cancel(self) -> bool:
         if self.done():
@@ -131,8 +131,8 @@ class AioCall(grpc.aio.Call):
             await self._begin_once()
             await self._inner.initial_metadata()
             # Here a call that was never sent has ended: gRPC gives it empty metadata together with its status.
-            if self._inner.done() and self._can_begin_again() and await _was_never_sent(self._inner):
-                assert self._session is not None
+            assert self._session is not None
+            if self._inner.done() and self._can_begin_again() and await _was_never_sent(self._inner, self._session):
                 self._sessions.lost(self._session)
                 await self._begin_again()
                 await self._inner.initial_metadata()
@@ -140,14 +140,16 @@ class AioCall(grpc.aio.Call):
             return error
         except grpc.aio.UsageError:
             return cancelled("the channel was closed")
-        except asyncio.CancelledError:
-            self._cancelled = True
-            if self._inner is not None:
-                self._inner.cancel()
-            raise
         finally:
             self._committed()
         return self._inner
+
+    def _after_settling(self, settled: asyncio.Task[Any]) -> None:
+        """A callback, for a task that is cancelled before its first step never gets to its `except`."""
+        if settled.cancelled():
+            self._cancelled = True
+            if self._inner is not None:
+                self._inner.cancel()
 
     async def _begin_once(self) -> None:
         if self._inner is None:
@@ -205,7 +207,7 @@ class AioCall(grpc.aio.Call):
 
     def _ended(self) -> InnerCall:
         """The inner call, or an AioRpcError where there is none."""
-        if self._cancelled and self._inner is None:
+        if self._inner is None and (self._cancelled or self._settled.cancelled()):
             details = "Locally cancelled by application!"
             return grpc.aio.AioRpcError(grpc.StatusCode.CANCELLED, _NOTHING, _NOTHING, details, "")
         error = self._error()
@@ -348,9 +350,9 @@ class AioStreamStream(_StreamRequest, _StreamResponse, grpc.aio.StreamStreamCall
     """A stream of requests, and one of responses."""
 
 
-async def _was_never_sent(inner: InnerCall) -> bool:
+async def _was_never_sent(inner: InnerCall, session: AioSession) -> bool:
     code = await inner.code()
     if code is not grpc.StatusCode.UNAVAILABLE:
         return False
     initial, trailing = await inner.initial_metadata(), await inner.trailing_metadata()
-    return never_sent(grpc.aio.AioRpcError(code, initial, trailing, await inner.details()))
+    return session.never_sent(grpc.aio.AioRpcError(code, initial, trailing, await inner.details()))

@@ -53,7 +53,7 @@ class AioConnector:
         except BaseException:
             await channel.close()
             raise
-        return self._connector.session(channel, dialled.question, attestation, enrolment)
+        return self._connector.session(channel, dialled, attestation, enrolment)
 
     async def _enrol(
         self, channel: grpc.aio.Channel, question: Question, attestation: Attestation, deadline: float

@@ -71,15 +71,17 @@ class AioRequests:
             return request
 
     async def _take(self) -> None:
-        self._waits = asyncio.current_task()
+        """One more request. In a task of its own: a try that is over must not cancel what the next one goes on with."""
+        if self._waits is None:
+            self._waits = asyncio.ensure_future(self._pull())
+            self._waits.add_done_callback(lambda pulled: pulled.cancelled() or pulled.exception())
+        await asyncio.wait((self._waits,))
+        pulled, self._waits = self._waits, None
         try:
-            request = await self._pull()
+            self._kept.append(pulled.result())
         except BaseException as problem:
             self._problem = problem
             raise
-        finally:
-            self._waits = None
-        self._kept.append(request)
 
 
 class _Try:

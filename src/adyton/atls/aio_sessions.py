@@ -52,7 +52,7 @@ class AioSessions:
         self._failed: AdytonError | None = None
         self._not_before = 0.0
         self._closed = False
-        self._draining: set[asyncio.Task[None]] = set()
+        self._draining: dict[asyncio.Task[None], AioSession] = {}
         self._changed = asyncio.Event()
         self._refusals: weakref.WeakKeyDictionary[AioSession, AdytonError] = weakref.WeakKeyDictionary()
         self.attestation: Attestation | None = None
@@ -93,7 +93,7 @@ class AioSessions:
             if isinstance(outcome, Session):
                 return outcome
             if not wait_for_ready or outcome.status not in _MAY_PASS:
-                raise outcome
+                raise outcome.with_traceback(None)
             await self._wait_for_change(self._not_before if ends is None else min(self._not_before, ends))
             if ends is not None and time.monotonic() >= ends:
                 raise DeadlineError(f"the deadline passed; the last attempt failed: {outcome}")
@@ -152,9 +152,12 @@ class AioSessions:
         if self._session is not None:
             session, self._session = self._session, None
             self._end(session, None)
+        for task, session in list(self._draining.items()):
+            task.cancel()  # it may wait for calls that nobody holds any more
+            self._end(session, None)
         self._announce()
         if self._draining:
-            await asyncio.wait(self._draining)
+            await asyncio.wait(list(self._draining))
 
     async def _attempt(self, ends: float | None) -> AioSession | AdytonError:
         """What comes of the attempt under way, or of a new one; while a failure is fresh, that."""
@@ -209,8 +212,8 @@ class AioSessions:
     def _end(self, session: AioSession, grace_seconds: float | None) -> None:
         """Close its channel when the last call has ended; at once, calls too, without `grace_seconds`."""
         task = self._loop.create_task(session.channel.close(grace_seconds))
-        self._draining.add(task)
-        task.add_done_callback(self._draining.discard)
+        self._draining[task] = session
+        task.add_done_callback(self._draining.pop)
         self._announce()
 
     def _announce(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 
 from adyton.atls.failures import cancelled, rpc_failure
-from adyton.atls.never_sent import never_sent, unanswered
+from adyton.atls.never_sent import unanswered
 from adyton.atls.sessions import Connection, Sessions
 from adyton.errors import AdytonError
 
@@ -247,12 +247,18 @@ class Progress:
         with self._changed:
             self._inner = None
             self._changed.notify_all()
-        threading.Thread(target=self._judge, args=(inner, connection), name="atls-call", daemon=True).start()
+        judging = threading.Thread(target=self._judge, args=(inner, connection), name="atls-call", daemon=True)
+        try:
+            judging.start()
+        except RuntimeError:  # no more threads: then there is no second try
+            with self._changed:
+                self._inner = inner
+            self._settle(inner)
 
     def _judge(self, inner: Any, connection: Connection) -> None:
         if unanswered(inner):
             self._sessions.lost(connection)
-        if not (self._second or self.settled) and never_sent(inner) and self._rewound():
+        if not (self._second or self.settled) and connection.session.never_sent(inner) and self._rewound():
             self._second = True
             self._begin_later()
             return

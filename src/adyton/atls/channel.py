@@ -14,7 +14,7 @@ import grpc
 
 from adyton.atls.attestation import Attestation
 from adyton.atls.calls import AttestedCall, AttestedStream, Progress, Requests
-from adyton.atls.never_sent import never_sent, unanswered
+from adyton.atls.never_sent import unanswered
 from adyton.atls.session import Opener
 from adyton.atls.sessions import OPEN_SECONDS, Connection, Sessions, backoff_seconds
 
@@ -256,7 +256,7 @@ class _OneResponse(Method):
             except grpc.RpcError as error:
                 if unanswered(error):
                     self._sessions.lost(connection)
-                if second or not never_sent(error) or not (requests is None or requests.rewind()):
+                if second or not connection.session.never_sent(error) or not (requests is None or requests.rewind()):
                     raise
                 second = True
             finally:

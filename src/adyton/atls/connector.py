@@ -132,10 +132,11 @@ class Connector:
         return question.judge(answer, self.terms, now=datetime.now(UTC))
 
     def session(
-        self, channel: ChannelT, question: Question, attestation: Attestation, enrolment: Enrolment | None
+        self, channel: ChannelT, dialled: Dialled, attestation: Attestation, enrolment: Enrolment | None
     ) -> Session[ChannelT]:
         """The session that an application may have."""
-        return Session(channel, attestation, self.renew_at(attestation, enrolment), question)
+        renew_at = self.renew_at(attestation, enrolment)
+        return Session(channel, attestation, renew_at, dialled.question, dialled.once)
 
     def renew_at(self, attestation: Attestation, enrolment: Enrolment | None) -> float:
         """When what was attested just now, on either side, gets too old, by time.monotonic()."""
@@ -218,7 +219,7 @@ class BlockingConnector:
         except BaseException:
             channel.close()
             raise
-        return self._connector.session(channel, dialled.question, attestation, enrolment), enrolment
+        return self._connector.session(channel, dialled, attestation, enrolment), enrolment
 
     def _enrol(
         self, channel: grpc.Channel, question: Question, attestation: Attestation, deadline: float

@@ -71,6 +71,11 @@ class OneDial:
         """The address of the C structure, as gRPC takes pointers."""
         return ctypes.addressof(self._mutator)
 
+    @property
+    def was_asked_again(self) -> bool:
+        """Whether gRPC wanted to dial a second time, which it does when the connection is gone."""
+        return bool(self._mutator.asked > 1)
+
     def check_used(self) -> None:
         """After the channel has connected: `UnsupportedError` if gRPC did so without asking."""
         if not self._mutator.asked:

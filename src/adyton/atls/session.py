@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from adyton.atls.attestation import Attestation
+from adyton.atls.never_sent import never_sent
+from adyton.atls.one_dial import OneDial
 from adyton.atls.question import Question
 from adyton.errors import UnreachableError
 
@@ -24,16 +26,27 @@ class Session(Generic[ChannelT]):
 
     `channel` is an ordinary gRPC channel that can connect once only: its key signs one handshake. When the connection
     is lost, every call on it fails with UNAVAILABLE, and the session is over. `question` is what was asked to attest
-    it. `renew_at` is when the peer has to be attested again, by time.monotonic().
+    it. `renew_at` is when the peer has to be attested again, by time.monotonic(); `once` holds the channel to its one
+    connection.
     """
 
-    __slots__ = ("__weakref__", "attestation", "channel", "question", "renew_at")
+    __slots__ = ("__weakref__", "attestation", "channel", "once", "question", "renew_at")
 
-    def __init__(self, channel: ChannelT, attestation: Attestation, renew_at: float, question: Question) -> None:
+    def __init__(
+        self, channel: ChannelT, attestation: Attestation, renew_at: float, question: Question, once: OneDial
+    ) -> None:
         self.channel = channel
-        self.question = question
         self.attestation = attestation
         self.renew_at = renew_at
+        self.question = question
+        self.once = once
+
+    def never_sent(self, error: grpc.RpcError) -> bool:
+        """Whether the RPC that ended with `error` was never carried out, for want of a connection to send it on.
+
+        Then gRPC says so, and has wanted to dial again. Neither alone will do: a servicer may choose the same words.
+        """
+        return self.once.was_asked_again and never_sent(error)
 
 
 class Opener(Protocol):
