@@ -22,7 +22,7 @@ import adyton
 from adyton.atls.aio_channel import AttestedAioChannel
 from adyton.atls.aio_connector import AioConnector
 from adyton.atls.certificates import parse_certificate, pem
-from adyton.atls.client_key import OneShotKey
+from adyton.atls.client_key import ConnectionKey
 from adyton.atls.connector import ATTEST, BlockingConnector
 from adyton.atls.dial import find
 from adyton.errors import AdytonError
@@ -50,7 +50,7 @@ def parts(party: Party) -> dict[str, float]:
     probe = seconds_of(lambda: find(connector.target, connector.audience, 10))
     dialled = connector.dial(10)
     root = pem(parse_certificate(dialled.question.pinned)[0])
-    key = seconds_of(lambda: OneShotKey().credentials(root))
+    key = seconds_of(lambda: ConnectionKey().credentials(root))
     with grpc.secure_channel(dialled.uri, dialled.credentials, dialled.options) as channel:
         attest: Any = channel.unary_unary(ATTEST)
         begun = time.perf_counter()

@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import adyton
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes
-from adyton.atls.certificates import DEFAULT_AUDIENCE, issue_open_client, open_client_ca, pem
+from adyton.atls.certificates import DEFAULT_AUDIENCE, issue_open_client, key_pem, open_client_ca, pem
 from adyton.atls.channel import AttestedChannel
 from adyton.atls.connect import connector
 from adyton.atls.connector import BlockingConnector, Connector
-from adyton.atls.identity import LocalIdentity, chain_pem, key_pem
+from adyton.atls.identity import LocalIdentity, chain_pem
 from adyton.policy.document import Policy
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.testing.policies import simulation_policy

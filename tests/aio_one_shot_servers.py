@@ -30,7 +30,7 @@ from translator.service import Translator
 
 from adyton.atls.attestation import Attestation
 from adyton.atls.certificates import DEFAULT_AUDIENCE, issue_leaf, make_ca, open_client_ca, pem
-from adyton.atls.client_key import OneShotKey
+from adyton.atls.client_key import ConnectionKey
 from adyton.atls.never_sent import ANSWERED_KEY
 from adyton.atls.one_dial import ARGUMENT, OneDial
 from adyton.atls.question import Question
@@ -222,7 +222,7 @@ class PlainOpener:
         """A channel that can connect once."""
         return grpc.aio.secure_channel(
             f"ipv4:127.0.0.1:{self.server.port}",
-            OneShotKey().credentials(self.server.root_pem),
+            ConnectionKey().credentials(self.server.root_pem),
             options=[
                 ("grpc.ssl_target_name_override", DEFAULT_AUDIENCE),
                 ("grpc.use_local_subchannel_pool", 1),

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives import hashes
 
 from adyton.atls.attester import Attester
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes, Quote, QuoteSource
-from adyton.atls.certificates import DEFAULT_AUDIENCE
+from adyton.atls.certificates import DEFAULT_AUDIENCE, key_pem
 from adyton.atls.claims import encode_claims
-from adyton.atls.identity import LocalIdentity, chain_pem, key_pem
+from adyton.atls.identity import LocalIdentity, chain_pem
 from adyton.bundle.settings import ServerSettings, Settings
 from adyton.enclave.ports import ATTESTED, PLAIN_TLS
 from adyton.enclave.serving import AioServing, Listen, Serving, ThreadedServing

@@ -27,8 +27,7 @@ from attacker_plan import Plan, Record
 from conversing import Conversation
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from adyton.atls.certificates import Issued, issue_leaf, make_ca, open_client_ca, pem
-from adyton.atls.identity import key_pem
+from adyton.atls.certificates import Issued, issue_leaf, key_pem, make_ca, open_client_ca, pem
 
 CHUNK = 65536
 

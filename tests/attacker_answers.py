@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import grpc.experimental
 from attacked_servers import CLAIMS
 from attacker_plan import Plan, Record
 from cryptography import x509
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from adyton.atls.binding import Binding, Purpose, report_data
 from adyton.atls.certificates import DEFAULT_AUDIENCE, parse_certificate, pem, spki_sha256
-from adyton.atls.client_key import OneShotKey
+from adyton.atls.client_key import ConnectionKey
 from adyton.atls.connector import ATTEST
 from adyton.host.manager import EnclaveManager
 from adyton.proto.attestation_pb2 import AttestRequest, AttestResponse
@@ -155,7 +156,7 @@ class Answers(grpc.GenericRpcHandler):
         elif self._plan.answer == "relay_as_victim":
             credentials = self._victims_credentials(root)
         else:
-            credentials = OneShotKey().credentials(root)
+            credentials = ConnectionKey().credentials(root)
         options = [("grpc.ssl_target_name_override", DEFAULT_AUDIENCE), ("grpc.enable_http_proxy", 0)]
         return grpc.aio.secure_channel(f"127.0.0.1:{self._plan.upstream}", credentials, options)
 

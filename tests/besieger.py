@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from adyton.atls.certificates import DEFAULT_AUDIENCE, parse_certificate, spki_sha256
-from adyton.atls.client_key import OneShotKey
+from adyton.atls.client_key import ConnectionKey
 from adyton.atls.connector import ATTEST
 from adyton.proto.attestation_pb2 import AttestRequest
 
@@ -65,7 +65,7 @@ class Siege:
 
     async def _ask_on(self) -> None:
         options = [("grpc.ssl_target_name_override", DEFAULT_AUDIENCE), ("grpc.enable_http_proxy", 0)]
-        channel = grpc.aio.secure_channel(f"127.0.0.1:{self._port}", OneShotKey().credentials(self._chain), options)
+        channel = grpc.aio.secure_channel(f"127.0.0.1:{self._port}", ConnectionKey().credentials(self._chain), options)
         self._asking += [asyncio.create_task(self._keep_asking(channel)) for _ in range(ASKING_AT_ONCE)]
 
     async def _keep_asking(self, channel: grpc.aio.Channel) -> None:

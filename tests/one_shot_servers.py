@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import inspect
 import json
 import os
 import signal
@@ -31,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from adyton.atls.attestation import Attestation, BindingLevel
 from adyton.atls.binding import Purpose
-from adyton.atls.leaving import close_when_leaving
+from adyton.atls.certificates import key_pem
 from adyton.atls.never_sent import ANSWERED_KEY
 from adyton.atls.one_dial import ARGUMENT, OneDial
 from adyton.atls.question import Question
@@ -45,7 +44,6 @@ NO_CONNECTION = "failed to connect to all addresses; last error: UNKNOWN: ipv4:1
 START_SECONDS = 20.0
 
 _QUESTION = Question(purpose=Purpose.INSTANCE, nonce=bytes(32), audience=HOST, pinned=b"", client_sha256=b"")
-_credentials: Any = inspect.unwrap(grpc.experimental.ssl_channel_credentials_with_custom_signer)
 
 
 def _certificate(
@@ -240,25 +238,15 @@ class OneShotOpener:
 def one_shot_channel(port: int, once: OneDial) -> grpc.Channel:
     """A channel that connects once."""
     key = ec.generate_private_key(ec.SECP256R1())
-    unused = [key]
-
-    def sign(message: bytes, _algorithm: object, _on_complete: object) -> bytes:
-        return unused.pop().sign(message, ec.ECDSA(hashes.SHA256()))
-
-    credentials = _credentials(
-        private_key_sign_fn=sign,
-        root_certificates=_ca()[1],
-        certificate_chain=_certificate("client.test", key, "ca.test", _ca()[0]),
-    )
+    certificate = _certificate("client.test", key, "ca.test", _ca()[0])
+    credentials = grpc.ssl_channel_credentials(_ca()[1], key_pem(key), certificate)
     options = [
         ("grpc.ssl_target_name_override", HOST),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
         (ARGUMENT, once),
     ]
-    channel = grpc.secure_channel(f"ipv4:127.0.0.1:{port}", credentials, options)
-    close_when_leaving(channel)
-    return channel
+    return grpc.secure_channel(f"ipv4:127.0.0.1:{port}", credentials, options)
 
 
 def attestation(number: int) -> Attestation:

@@ -27,14 +27,14 @@ from adyton.atls.certificates import (
     Issued,
     issue_leaf,
     issue_open_client,
+    key_pem,
     make_ca,
     open_client_ca,
     pem,
     spki_sha256,
 )
-from adyton.atls.client_key import OneShotKey
+from adyton.atls.client_key import ConnectionKey
 from adyton.atls.connector import ATTEST
-from adyton.atls.identity import key_pem
 from adyton.proto.attestation_pb2 import AttestRequest, AttestResponse
 from adyton.tee.simulated.format import parse_simulated
 
@@ -113,13 +113,13 @@ def outcome(channel: grpc.Channel, method: str, request: bytes) -> tuple[grpc.St
 def test_a_question_that_is_not_answered(
     server: AttackedServer, changes: dict[str, Any], code: grpc.StatusCode
 ) -> None:
-    credentials = OneShotKey().credentials((server.folder / "chain.pem").read_bytes())
+    credentials = ConnectionKey().credentials((server.folder / "chain.pem").read_bytes())
     with grpc.secure_channel(server.target, credentials, [NAMED]) as channel:
         assert outcome(channel, ATTEST, question(server, **changes))[0] is code
 
 
 def test_a_question_that_is_none(server: AttackedServer) -> None:
-    credentials = OneShotKey().credentials((server.folder / "chain.pem").read_bytes())
+    credentials = ConnectionKey().credentials((server.folder / "chain.pem").read_bytes())
     with grpc.secure_channel(server.target, credentials, [NAMED]) as channel:
         for seed in range(20):
             noise = random.Random(seed).randbytes(200)
@@ -254,7 +254,7 @@ def test_every_answer_is_for_the_key_of_the_connection_that_it_came_on(server: A
     root = (server.folder / "chain.pem").read_bytes()
     request, bound = question(server), []
     for _ in range(2):
-        with grpc.secure_channel(server.target, OneShotKey().credentials(root), [NAMED]) as channel:
+        with grpc.secure_channel(server.target, ConnectionKey().credentials(root), [NAMED]) as channel:
             attest: Any = channel.unary_unary(ATTEST)
             for _ in range(2):
                 answer = AttestResponse.FromString(attest(request, timeout=10))

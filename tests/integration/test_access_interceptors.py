@@ -26,13 +26,13 @@ from adyton.atls.certificates import (
     Issued,
     issue_leaf,
     issue_open_client,
+    key_pem,
     make_ca,
     open_client_ca,
     pem,
     spki_sha256,
 )
-from adyton.atls.client_key import OneShotKey
-from adyton.atls.identity import key_pem
+from adyton.atls.client_key import ConnectionKey
 from adyton.atls.never_sent import ANSWERED_KEY
 from adyton.atls.peer import CONNECTED, Peer, peer
 from adyton.bundle.access import ATTESTATION_PREFIX, AccessSettings, Attribute, Expectation, Not, Word
@@ -191,7 +191,7 @@ class Client:
     """A client with a key of its own for its one connection."""
 
     def __init__(self, served: Served) -> None:
-        self.key = OneShotKey()
+        self.key = ConnectionKey()
         credentials = self.key.credentials(pem(served.ca.certificate))
         self.channel = grpc.secure_channel(f"127.0.0.1:{served.port}", credentials, options=OPTIONS)
         self.stub = Stub(self.channel)

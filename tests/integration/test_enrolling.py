@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from adyton.atls.aio_connector import AioConnector
 from adyton.atls.attester import Attester
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes
-from adyton.atls.certificates import DEFAULT_AUDIENCE, issue_open_client, open_client_ca, pem
+from adyton.atls.certificates import DEFAULT_AUDIENCE, issue_open_client, key_pem, open_client_ca, pem
 from adyton.atls.channel import AttestedChannel
 from adyton.atls.connect import connector
 from adyton.atls.connector import ATTEST, BlockingConnector, Connector
 from adyton.atls.enrolling import CHALLENGE, CHALLENGE_REQUEST, ENROL, CallerIdentity
-from adyton.atls.identity import LocalIdentity, key_pem
+from adyton.atls.identity import LocalIdentity
 from adyton.atls.member import issue_member, member_label
 from adyton.atls.membership import Membership, join
 from adyton.atls.peer import MEMBERS, peer

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from attested import open_channel, port_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from observing import eventually
 from probe import probe_pb2, probe_pb2_grpc
@@ -284,6 +285,18 @@ def test_an_event_loop_that_is_blocked_is_not_waited_for(manager: EnclaveManager
         begun = time.monotonic()
         enclave.destroy()
         assert time.monotonic() - begun < 8
+
+
+def test_watches_and_reflection_hold_no_thread_of_the_application(manager: EnclaveManager) -> None:
+    enclave = manager.load("server", probe_bundle(SERVER, "[server]\nthreads = 2\n"), server_config())
+    with open_channel(enclave) as channel:
+        watches = [health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()) for _ in range(5)]
+        assert [next(watch).status for watch in watches] == [health_pb2.HealthCheckResponse.SERVING] * 5
+        reflect: Any = channel.stream_stream(f"/{reflection.SERVICE_NAME}/ServerReflectionInfo")
+        held = [reflect(_slowly()) for _ in range(5)]
+        assert probe_pb2_grpc.ProbeStub(channel).Echo(Text(text="served"), timeout=10).text == "served"
+        for call in (*watches, *held):
+            call.cancel()
 
 
 def test_an_unknown_method(serve: Serve) -> None:

@@ -70,7 +70,8 @@ def test_the_process_ends(program: str, manager: EnclaveManager, tmp_path: Path)
     anchor = SimulatedPlatform.open().root.fingerprint(hashes.SHA256())
     policy = tmp_path / "policy.toml"
     policy.write_text(policy_for(json.dumps(bundle.measurements()).encode(), {"simulated": anchor}))
-    command = [sys.executable, "-W", "error", "-c", BEGIN + program, enclave.address_of(port_of(enclave)), policy]
+    target = enclave.address_of(port_of(enclave))
+    command = [sys.executable, "-W", "error", "-c", BEGIN + program, target, str(policy)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
     assert ("worked" in done.stdout) is ("worked" in program)

@@ -35,7 +35,6 @@ from adyton.atls.batch import BatchedQuotes, DeviceQuotes, Quote, tree
 from adyton.atls.binding import MAX_PATH_STEPS, Binding, Purpose, fold, parent
 from adyton.atls.certificates import parse_certificate
 from adyton.atls.claims import encode_claims, parse_claims
-from adyton.atls.client_key import OneShotKey
 from adyton.atls.dial import Target
 from adyton.atls.question import Question
 from adyton.enclave.keeper import Keeper, KeeperClient
@@ -273,12 +272,6 @@ def test_a_question_is_answered_or_refused_with_a_status_and_costs_a_quote_only_
     assert (asked.version, len(asked.nonce), asked.audience) == (1, 32, NAMES[0])
     assert asked.purpose in (1, 2)
     assert AttestResponse.FromString(pending.finish(pending.quote.result(10))).claims == CLAIMS
-
-
-@given(st.binary(max_size=200), st.integers(0, 70000))
-def test_a_clients_key_signs_nothing_but_a_handshake(message: bytes, algorithm: int) -> None:
-    with pytest.raises(EvidenceError):
-        OneShotKey().sign(message, algorithm, None)
 
 
 @given(st.text() | st.from_regex(r"[a-z.\[\]:%/0-9-]{0,20}:[0-9]{0,6}"))

@@ -23,6 +23,7 @@ from adyton.atls.certificates import (
     Issued,
     issue_leaf,
     issue_open_client,
+    key_pem,
     make_ca,
     open_client_ca,
     parse_certificate,
@@ -32,7 +33,6 @@ from adyton.atls.certificates import (
     spki_sha256,
     validity,
 )
-from adyton.atls.identity import key_pem
 from adyton.errors import EvidenceError
 from adyton.testing.forgery import NOW
 

@@ -16,9 +16,9 @@ import grpc
 import pytest
 
 from adyton.atls import dial
-from adyton.atls.certificates import DEFAULT_AUDIENCE, pem
+from adyton.atls.certificates import DEFAULT_AUDIENCE, key_pem, pem
 from adyton.atls.dial import Address, Target, find
-from adyton.atls.identity import LocalIdentity, key_pem
+from adyton.atls.identity import LocalIdentity
 from adyton.atls.server_credentials import attested_port
 from adyton.errors import AdytonError, ConfigurationError, DeadlineError, EvidenceError, UnreachableError
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from adyton.atls.certificates import BACKDATED, CA_LIFETIME, Issued, pem
-from adyton.atls.identity import LEAF_LIFETIME, Identity, LocalIdentity, chain_pem, key_pem
+from adyton.atls.certificates import BACKDATED, CA_LIFETIME, Issued, key_pem, pem
+from adyton.atls.identity import LEAF_LIFETIME, Identity, LocalIdentity, chain_pem
 from adyton.testing.forgery import NOW
 
 NAMES = ("atls.internal", "b.example")

@@ -18,8 +18,8 @@ from channel_parties import CLAIMS, NAMES, VendorDevice, slow_device
 
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes, Quote, QuoteSource
 from adyton.atls.binding import fold, report_data
-from adyton.atls.certificates import Issued
-from adyton.atls.identity import Identity, IdentitySource, LocalIdentity, key_pem
+from adyton.atls.certificates import Issued, key_pem
+from adyton.atls.identity import Identity, IdentitySource, LocalIdentity
 from adyton.enclave.keeper import Keeper, KeeperClient
 from adyton.errors import ApplicationError, EvidenceError, StatusCode
 from adyton.proto import keeper_pb2

@@ -20,6 +20,7 @@ from adyton.atls.certificates import (
     DEFAULT_AUDIENCE,
     Issued,
     issue_open_client,
+    key_pem,
     make_ca,
     pem,
     sign_leaf,
@@ -27,7 +28,7 @@ from adyton.atls.certificates import (
     validity,
 )
 from adyton.atls.dial import Target, find
-from adyton.atls.identity import Identity, LocalIdentity, key_pem
+from adyton.atls.identity import Identity, LocalIdentity
 from adyton.atls.server_credentials import (
     MIN_SWAP_SECONDS,
     _Fetcher,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -11,10 +12,12 @@ import grpc.aio
 from adyton.atls.attestation import Attestation
 from adyton.atls.connector import ATTEST, CertificateChangedError, Connector, check_connected, refusal
 from adyton.atls.enrolling import CHALLENGE, CHALLENGE_REQUEST, ENROL, Enrolment, enrolment_refusal
-from adyton.atls.leaving import close_when_leaving
 from adyton.atls.question import Question
 from adyton.atls.session import Session
 from adyton.atls.threads import in_thread
+
+DIALLING_SECONDS = 0.02
+"""More than gRPC needs from the first RPC to its question to the socket mutator, which it asks before connecting."""
 
 
 class AioConnector:
@@ -44,14 +47,13 @@ class AioConnector:
     async def _attempt(self, deadline: float) -> Session[grpc.aio.Channel]:
         dialled = await in_thread(self._connector.dial, _left(deadline))
         channel = grpc.aio.secure_channel(dialled.uri, dialled.credentials, dialled.options)
-        close_when_leaving(channel)
         try:
             answer = await _ask(channel, dialled.question, dialled.uri, _left(deadline))
             dialled.once.check_used()
             attestation = await in_thread(self._connector.judge, dialled.question, answer)
             enrolment = await self._enrol(channel, dialled.question, attestation, deadline)
         except BaseException:
-            await channel.close()
+            await _close(channel)
             raise
         return self._connector.session(channel, dialled, attestation, enrolment)
 
@@ -73,6 +75,14 @@ class AioConnector:
         except grpc.aio.AioRpcError as error:
             raise enrolment_refusal(error, self._connector.target.text) from error.with_traceback(None)
         return applied.accept(answer)
+
+
+async def _close(channel: grpc.aio.Channel) -> None:
+    """Close a channel that may be dialling: it then asks Python, within a lock for which closing waits."""
+    try:
+        await asyncio.sleep(DIALLING_SECONDS)
+    finally:
+        await channel.close()
 
 
 async def _ask(channel: grpc.aio.Channel, question: Question, uri: str, timeout_seconds: float) -> bytes:

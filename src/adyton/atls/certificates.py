@@ -91,6 +91,13 @@ def pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as gRPC takes it."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
 @functools.cache
 def open_client_ca() -> Issued:
     """The CA that issues every client's certificate. Its private key is public: it authenticates nobody.

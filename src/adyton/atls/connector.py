@@ -20,10 +20,9 @@ from adyton.atls.ages import max_age_seconds
 from adyton.atls.attestation import Attestation, BindingLevel
 from adyton.atls.binding import NONCE_BYTES, Purpose
 from adyton.atls.certificates import DEFAULT_AUDIENCE, parse_certificate, pem
-from adyton.atls.client_key import OneShotKey
+from adyton.atls.client_key import ConnectionKey
 from adyton.atls.dial import Target, find
 from adyton.atls.enrolling import CallerIdentity, Enrolment, enrol, enrolment_refusal
-from adyton.atls.leaving import close_when_leaving
 from adyton.atls.never_sent import never_sent, unanswered
 from adyton.atls.one_dial import OneDial
 from adyton.atls.question import Question, Terms
@@ -107,7 +106,7 @@ class Connector:
         if self.level is BindingLevel.KEY:
             credentials, client_sha256 = grpc.ssl_channel_credentials(root), b""
         else:
-            key = OneShotKey()
+            key = ConnectionKey()
             credentials, client_sha256 = key.credentials(root), key.spki_sha256
         question = Question(
             purpose=self.purpose,
@@ -210,7 +209,6 @@ class BlockingConnector:
     def _attempt(self, deadline: float) -> tuple[Session[grpc.Channel], Enrolment | None]:
         dialled = self._connector.dial(_left(deadline))
         channel = grpc.secure_channel(dialled.uri, dialled.credentials, dialled.options)
-        close_when_leaving(channel)
         try:
             answer = _ask(channel, dialled.question, dialled.uri, _left(deadline))
             dialled.once.check_used()

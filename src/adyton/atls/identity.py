@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.atls.certificates import CA_LIFETIME, Issued, issue_leaf, make_ca, pem
@@ -99,13 +98,6 @@ class LocalIdentity:
             claims=self._claims,
             renew_at=now + self._leaf_lifetime / 2,
         )
-
-
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as gRPC takes it."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def chain_pem(identity: Identity) -> bytes:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Unpack
 
 import grpc
 
-from adyton.atls.certificates import DEFAULT_AUDIENCE, pem
+from adyton.atls.certificates import DEFAULT_AUDIENCE, key_pem, pem
 from adyton.atls.connect import ConnectOptions, PolicySource, connector
 from adyton.atls.connector import WITHOUT_PROXY, BlockingConnector, Options, check_options
 from adyton.atls.dial import Target
-from adyton.atls.identity import key_pem
 from adyton.atls.sessions import OPEN_SECONDS
 from adyton.errors import ConfigurationError, UnsupportedError
 

@@ -1,8 +1,8 @@
 """Holding gRPC to one TCP connection for a channel.
 
-The client's key signs one handshake, but a server that asks for no client certificate needs no signature: whoever has
-the enclave's TLS key could cut an attested connection, and be what gRPC reconnects to by itself. So gRPC may not even
-dial again. It asks a *socket mutator* about each socket before it connects it; ours agrees once.
+gRPC reconnects by itself, and what it reaches then nobody has attested: whoever has the enclave's TLS key could cut an
+attested connection and be that. So gRPC may not dial again. It asks a *socket mutator* about each socket before it
+connects it; ours agrees once.
 
 `grpc.socket_mutator` is one of gRPC's public channel arguments. Its C structure is not in a public header, so
 `check_used` makes sure after the first connection that gRPC has really asked, and a test that it obeys.

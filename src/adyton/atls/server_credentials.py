@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import grpc
 
-from adyton.atls.certificates import open_client_ca, pem
-from adyton.atls.identity import Identity, IdentitySource, chain_pem, key_pem
+from adyton.atls.certificates import key_pem, open_client_ca, pem
+from adyton.atls.identity import Identity, IdentitySource, chain_pem
 
 MIN_SWAP_SECONDS: Final = 1.0
 """gRPC's core (grpc/grpc#36693) crashes if certificates are swapped at every handshake; so seldom, it does not."""
