@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from adyton.enclave.grpc_application import GrpcApplication as GrpcApplication
     from adyton.errors import AdytonError as AdytonError
     from adyton.errors import ApplicationError as ApplicationError
+    from adyton.errors import ConfigurationError as ConfigurationError
+    from adyton.errors import DeadlineError as DeadlineError
+    from adyton.errors import EvidenceError as EvidenceError
+    from adyton.errors import PolicyError as PolicyError
     from adyton.errors import StatusCode as StatusCode
+    from adyton.errors import UnreachableError as UnreachableError
     from adyton.host.bundles import Bundle as Bundle
     from adyton.host.manager import EnclaveClient as EnclaveClient
     from adyton.host.manager import EnclaveManager as EnclaveManager
@@ -46,6 +51,11 @@ _HOMES: dict[str, str | None] = {
     "AttestedChannel": "adyton.atls.channel",
     "Bundle": "adyton.host.bundles",
     "CallerIdentity": "adyton.atls.enrolling",
+    "ConfigurationError": "adyton.errors",
+    "DeadlineError": "adyton.errors",
+    "EvidenceError": "adyton.errors",
+    "PolicyError": "adyton.errors",
+    "UnreachableError": "adyton.errors",
     "EnclaveClient": "adyton.host.manager",
     "EnclaveConfig": "adyton.proto.enclave_pb2",
     "EnclaveContext": "adyton.enclave.application",

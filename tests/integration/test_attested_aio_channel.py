@@ -188,7 +188,8 @@ def test_under_load_a_killed_server_costs_only_the_calls_in_flight_and_nothing_r
             over.set()
             await asyncio.gather(*tasks)
         assert calls_done > 100
-        assert errors.total() <= 3 * len(tasks)
+        # One call of each, and one more that was begun before the kernel had told gRPC of the end.
+        assert errors.total() <= 3 * 2 * len(tasks)
         # The second is how grpc.aio says that a request could not be written any more.
         assert {said.split(":")[0] for said in errors} <= {"UNAVAILABLE", "INTERNAL"}
         assert not any("failed to connect" in said for said in errors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from adyton.atls.attestation import BindingLevel
 from adyton.atls.certificates import DEFAULT_AUDIENCE
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from adyton.atls.aio_channel import AttestedAioChannel
     from adyton.atls.channel import AttestedChannel
+
+WordT = TypeVar("WordT", Insecurity, BindingLevel)
 
 PolicySource = str | Path | bytes | Policy
 """A policy's file, its content, or a policy that is parsed already."""
@@ -116,11 +118,8 @@ def connector(  # noqa: PLR0913  one for each thing that a caller may choose
     options: Options = (),
 ) -> Connector:
     """What `connect` would connect with. Reads files and connects to nothing. Raises `ConfigurationError`."""
-    try:
-        allow = frozenset(map(Insecurity, allow_insecure))
-        bound = BindingLevel(level)
-    except ValueError as problem:
-        raise ConfigurationError(str(problem)) from problem
+    allow = frozenset(_word(Insecurity, each) for each in _listed(allow_insecure))
+    bound = _word(BindingLevel, level)
     return Connector(
         target=Target.parse(target),
         terms=Terms(policy=load_policy(policy, reference_values), allow=allow, refuse=refuse),
@@ -132,6 +131,18 @@ def connector(  # noqa: PLR0913  one for each thing that a caller may choose
     )
 
 
+def _listed(words: Collection[str]) -> Collection[str]:
+    return [words] if isinstance(words, str) else words
+
+
+def _word(kind: type[WordT], word: str) -> WordT:
+    try:
+        return kind(word)
+    except ValueError as problem:
+        known = ", ".join(kind)
+        raise ConfigurationError(f"{word!r} is none of these words", mend=f"known: {known}") from problem
+
+
 def load_policy(source: PolicySource, reference_values: Sequence[str | Path | bytes] = ()) -> Policy:
     """The policy of a file, or of a file's content. Raises ConfigurationError, PolicyError."""
     if isinstance(source, Policy):
@@ -140,7 +151,12 @@ def load_policy(source: PolicySource, reference_values: Sequence[str | Path | by
         return source
     content = _content(source, MAX_POLICY_BYTES)
     documents = [_content(document, MAX_DOCUMENT_BYTES) for document in reference_values]
-    return Policy.parse(content, reference_values=documents, now=datetime.now(UTC))
+    try:
+        return Policy.parse(content, reference_values=documents, now=datetime.now(UTC))
+    except ConfigurationError as problem:
+        if isinstance(source, bytes):
+            raise
+        raise ConfigurationError(f"{source}: {problem.message}", mend=problem.mend) from problem
 
 
 def _content(source: str | Path | bytes, at_most: int) -> bytes:

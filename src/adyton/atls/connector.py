@@ -1,6 +1,6 @@
 """From a target to an attested session: what both kinds of client do, and the one that blocks.
 
-The order matters. Look at the certificate that is shown; make a key that signs one handshake; connect under that very
+The order matters. Look at the certificate that is shown; make a key for one connection; connect once, under that very
 certificate; ask for evidence; judge it; and only then let an application have the channel.
 """
 
@@ -158,7 +158,8 @@ def refusal(error: grpc.RpcError, uri: str) -> AdytonError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"{uri}: no evidence in time")
     if never_sent(error) and "Hostname Verification Check failed" in said:
-        return EvidenceError(f"{uri} shows a certificate for another name than the one that was asked for")
+        mend = "the server's name is atls.internal, or one of server.names in its enclave.toml"
+        return EvidenceError(f"{uri} shows a certificate for another name than the one that was asked for", mend=mend)
     if code is grpc.StatusCode.UNAVAILABLE and unanswered(error):
         return UnreachableError(f"{uri}: {said}")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED):

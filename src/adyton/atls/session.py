@@ -24,7 +24,7 @@ class NotAttestedError(UnreachableError):
 class Session(Generic[ChannelT]):
     """One attested connection.
 
-    `channel` is an ordinary gRPC channel that can connect once only: its key signs one handshake. When the connection
+    `channel` is an ordinary gRPC channel that can connect once only: it is held to one dial. When the connection
     is lost, every call on it fails with UNAVAILABLE, and the session is over. `question` is what was asked to attest
     it. `renew_at` is when the peer has to be attested again, by time.monotonic(); `once` holds the channel to its one
     connection.

@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", default="localhost", help="where the server listens (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system choose (default: %(default)s)")
     parser.add_argument("--plain-tls-port", type=int, default=0, help="the same, if enclave.toml opens such a port")
+    parser.add_argument("--mesh-port", type=int, default=0, help="and again")
+    parser.add_argument(
+        "--reference-values", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help=_REFERENCE_HELP
+    )
     parser.add_argument("--workers", type=int, help="server processes (default: as in enclave.toml)")
     parser.add_argument("--lifetime-ms", type=int, default=0, help="stop by itself after this long (default: never)")
     parser.add_argument(
@@ -35,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="one that enclave.toml allows")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     parser.add_argument("--log-directory", help="append the enclave's log to a file in this folder as well")
+
+
+_REFERENCE_HELP = "signed ones, for the policies in the bundle"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,6 +66,8 @@ def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace)
             say("the application runs; it serves no port")
         if output.HasExtension(extensions.actual_plain_tls_port):
             print(f"Plain TLS on port {output.Extensions[extensions.actual_plain_tls_port]}", flush=True)
+        if output.HasExtension(extensions.actual_mesh_port):
+            print(f"Mesh on port {output.Extensions[extensions.actual_mesh_port]}", flush=True)
         enclave.stop_requested.add_done_callback(lambda done: signals.stop.put(_outcome(done)))
         outcome = signals.stop.get()
         if isinstance(outcome, AdytonError):
@@ -126,8 +135,18 @@ def _fill(config: EnclaveConfig, arguments: argparse.Namespace) -> EnclaveConfig
     config.Extensions[extensions.port] = arguments.port
     if arguments.plain_tls_port:
         config.Extensions[extensions.plain_tls_port] = arguments.plain_tls_port
+    if arguments.mesh_port:
+        config.Extensions[extensions.mesh_port] = arguments.mesh_port
+    config.Extensions[extensions.reference_values].extend(map(_read_document, arguments.reference_values))
     config.Extensions[extensions.server_max_lifetime_ms] = arguments.lifetime_ms
     config.Extensions[extensions.shutdown_grace_ms] = arguments.grace_ms
     if arguments.workers is not None:
         config.Extensions[extensions.workers] = arguments.workers
     return config
+
+
+def _read_document(path: Path) -> bytes:
+    from adyton.cli.evidence_files import read_file  # not above: `adyton --help` imports this module
+    from adyton.policy.signed import MAX_DOCUMENT_BYTES
+
+    return read_file(path, at_most=MAX_DOCUMENT_BYTES)

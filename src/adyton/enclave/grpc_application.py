@@ -27,7 +27,7 @@ from adyton.atls.registrar import Registrar
 from adyton.bundle.settings import Settings
 from adyton.enclave.application import TrustedApplication
 from adyton.enclave.keeper import Keeper
-from adyton.enclave.ports import ATTESTED, Numbers, open_ports
+from adyton.enclave.ports import ATTESTED, PORTS, Numbers, open_ports
 from adyton.enclave.serving import AioServing, Listen, Serving, ThreadedServing, probe_bind
 from adyton.enclave.workers import WorkerPool
 from adyton.errors import ApplicationError, StatusCode
@@ -59,6 +59,9 @@ def read_plan(config: EnclaveConfig, settings: Settings) -> ServerPlan:
     if not config.HasExtension(extensions.port):
         raise _invalid("Expected the extension adyton.port on EnclaveConfig")
     workers = config.Extensions[extensions.workers] if config.HasExtension(extensions.workers) else None
+    for port in set(PORTS) - set(open_ports(settings.server)):
+        if config.Extensions[port.asked]:
+            raise _invalid(f"the extension adyton.{port.asked.name} is set, and enclave.toml has no server.{port.name}")
     return ServerPlan(
         address=_ip_address(config.Extensions[extensions.server_address]),
         ports={
