@@ -52,6 +52,14 @@ def work():
     print("worked")
 threading.Thread(target=work).start()
 """,
+    "many refusals, each of which closes a channel whose handshake has just ended": """
+for _ in range(100):
+    try:
+        adyton.connect(TARGET, POLICY, allow_insecure=["simulated"], server_name="elsewhere.example")
+    except adyton.EvidenceError:
+        continue
+    raise SystemExit("connected under a wrong name")
+""",
     "daemon threads that are still connecting": """
 def work():
     while True:
