@@ -13,6 +13,8 @@ from typing import Any, Self
 
 ANSWER_SECONDS = 60.0
 
+END_SECONDS = 5.0
+
 
 class Conversation:
     """The test's end. The process runs `program` and ends with its standard input."""
@@ -34,10 +36,9 @@ class Conversation:
             assert self._process.stdin is not None
             self._process.stdin.close()
             try:
-                self._process.wait(ANSWER_SECONDS)
+                self._process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                raise
+                self._process.kill()  # an attacker's gRPC may stop its own interpreter
 
     def ask(self, **question: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
