@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -185,9 +186,11 @@ def refuse_changed_code(
         show(f"the client's enclave: {error}")
     else:
         raise SystemExit("changed code was enrolled")
-    refusals = [line for line in server.log_tail() if "was not enrolled" in line]
-    if not refusals:
-        raise SystemExit("the server's log says nothing")
+    until = time.monotonic() + 10  # the log comes through a pipe
+    while not (refusals := [line for line in server.log_tail() if "was not enrolled" in line]):
+        if time.monotonic() > until:
+            raise SystemExit("the server's log says nothing")
+        time.sleep(0.05)
     for reason in json.loads(refusals[-1])["reasons"]:
         show(f"the server's log: {reason}")
     proves("the caller learns the fact; the finding, with what was got and what was wanted, stays in the server's log")
