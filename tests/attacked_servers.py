@@ -17,6 +17,7 @@ import grpc
 from conversing import Conversation, converse
 from cryptography.hazmat.primitives import hashes
 
+from adyton.atls.allowance import Allowance
 from adyton.atls.attester import Attester
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes, Quote, QuoteSource
 from adyton.atls.certificates import DEFAULT_AUDIENCE, key_pem
@@ -118,7 +119,7 @@ class Confidant:
         self._identity = LocalIdentity(names=(DEFAULT_AUDIENCE, OTHER_NAME), claims=CLAIMS)
         quotes = BatchedQuotes(SlowQuotes(DeviceQuotes(_device(bytes.fromhex(measurement))), quote_seconds))
         names = frozenset({DEFAULT_AUDIENCE, OTHER_NAME})
-        attester = Attester(identity=self._identity, quotes=quotes, names=names)
+        attester = Attester(identity=self._identity, quotes=quotes, names=names, allowance=Allowance())
         listen = Listen(address=address, ports={ATTESTED.name: 0, PLAIN_TLS.name: 0}, shared=False)
         if on_asyncio:
             self._serving: Serving = AioServing(SETTINGS, self._add_aio, (), listen, attester)

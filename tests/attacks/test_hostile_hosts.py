@@ -12,6 +12,7 @@ import pytest
 from attack_expectations import learnt_nothing, of_another_connection
 from attacked_clients import Tell
 from attacker import Attacker
+from observing import eventually
 from translator import translator_pb2, translator_pb2_grpc
 
 import adyton
@@ -102,7 +103,7 @@ def test_an_impostor_that_differs_in_one_byte_takes_the_port_over(
     with channel_to(port, simulation_policy(bundle)) as channel:
         stub = translator_pb2_grpc.TranslatorStub(channel)
         assert stub.GetTranslation(WORD, timeout=20).translated_word
-        assert served(genuine)
+        eventually(lambda: served(genuine))
         genuine.destroy()
         impostor = load(manager, adyton.Bundle.build(tmp_path / "impostor"), port=port)
         assert port_of(impostor) == port
@@ -124,7 +125,7 @@ def test_a_genuine_enclave_with_a_configuration_that_is_not_the_pinned_one(
     with channel_to(port, pinned) as channel:
         stub = translator_pb2_grpc.TranslatorStub(channel)
         assert stub.GetTranslation(WORD, timeout=20).translated_word
-        assert served(enclave)
+        eventually(lambda: served(enclave))
         enclave.destroy()
         enclave = load(manager, bundle, port=port, grace_ms=501)
         error = refused(stub)

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from attested import open_channel, policy_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from observing import eventually
 
 import adyton
 from adyton.proto import grpc_application_pb2 as extensions
@@ -194,4 +195,4 @@ def test_without_the_values_that_the_owner_signed_nobody_is_a_friend(
         refused: Any = caught.value
         assert refused.code() is grpc.StatusCode.PERMISSION_DENIED
         assert "does not enrol this enclave" in refused.details()
-    assert "are not used" in "".join(given_forged.log_tail())
+    eventually(lambda: "are not used" in "".join(given_forged.log_tail()))

@@ -132,7 +132,7 @@ def test_of_a_changed_token_only_what_was_signed_is_believed(data: bytes) -> Non
 @settings(max_examples=300)
 @given(st.lists(values(), max_size=5) | st.tuples(st.integers(0, 3), values()) | values())
 def test_any_item_is_a_token_or_refused(item: Any) -> None:
-    if isinstance(item, tuple) and len(item) == 2 and item[0] in range(4):
+    if isinstance(item, tuple) and len(item) == 2 and type(item[0]) is int and 0 <= item[0] < 4:
         item = [*PARTS[: item[0]], item[1], *PARTS[item[0] + 1 :]]
     message = _or_none(sign1_of, item, "it")
     if message is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from observing import eventually
 
 from adyton.atls import dial
 from adyton.atls.certificates import DEFAULT_AUDIENCE, key_pem, pem
@@ -328,4 +329,4 @@ def test_no_descriptor_stays_open_after_a_failure(context: ssl.SSLContext) -> No
         for _ in range(5):
             with pytest.raises(AdytonError):
                 probe(there.target)
-        assert open_descriptors() <= before
+        eventually(lambda: open_descriptors() <= before)
