@@ -246,9 +246,9 @@ async def main() -> None:
             meeting = Meeting(Plan.parse(question))
             answer["port"] = await meeting.begin()
         print(json.dumps(answer), flush=True)
-    os._exit(0)  # gRPC's threads for a key that signs in Python would not end
     if meeting is not None:
         await meeting.end()
+    os._exit(0)  # gRPC's threads for a key that signs in Python would not end
 
 
 if __name__ == "__main__":
