@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
+import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -75,7 +75,7 @@ class Question:
 
     def again(self) -> Question:
         """The same question over the same connection, with a fresh nonce."""
-        return dataclasses.replace(self, nonce=os.urandom(NONCE_BYTES))
+        return dataclasses.replace(self, nonce=secrets.token_bytes(NONCE_BYTES))
 
     def judge(self, answer: bytes, terms: Terms, *, now: datetime) -> Attestation:
         """What the AttestResponse proves of this connection.
