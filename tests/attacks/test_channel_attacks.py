@@ -192,11 +192,12 @@ def test_an_attacker_with_the_leaked_key_that_takes_over_between_attestations(
     attacker.turn("terminate")
     with session.channel as channel:
         call: Any = channel.unary_unary(TELL)
+        with contextlib.suppress(grpc.RpcError):
+            call(b"may be under way when the connection is cut", timeout=5)
         for _ in range(3):
             with pytest.raises(grpc.RpcError) as caught:
                 call(secret, timeout=5)
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert never_sent(caught.value)
+            assert never_sent(caught.value)
     assert "terminate" not in attack.events
     assert learnt_nothing(attack, secret)
 
