@@ -18,8 +18,8 @@ _NO_CONNECTION = "failed to connect to all addresses"
 def never_sent(error: grpc.RpcError | grpc.aio.AioRpcError) -> bool:
     """Whether the RPC that ended with `error` was never carried out, because there was no connection to send it on.
 
-    The channel of a session connects once. When that connection is lost, gRPC tries to connect again, which the
-    client's key refuses, and answers an RPC itself: UNAVAILABLE, with these words and no metadata at all. An RPC that
+    The channel of a session connects once. When that connection is lost, gRPC wants to dial again, which it may not
+    (`one_dial`), and answers an RPC itself: UNAVAILABLE, with these words and no metadata at all. An RPC that
     was under way when the connection was lost has other words. A peer could send the same words as its own status,
     after it has carried the RPC out; our servers mark that status, and the mark is metadata. A peer that lies about
     this could as well lie about what it has carried out.

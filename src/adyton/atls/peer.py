@@ -78,7 +78,8 @@ class Peer:
 class Peers:
     """The enrolled callers of a server, by the key of their connection. Safe in threads.
 
-    A client's key signs one handshake, so SHA-256 of its DER SubjectPublicKeyInfo names one connection.
+    A client makes a key for each connection, so SHA-256 of its DER SubjectPublicKeyInfo names one. A caller that uses a
+    key for two has its identity on both, which it could have anyway.
     """
 
     def __init__(
