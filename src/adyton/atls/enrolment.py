@@ -18,16 +18,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import DecodeError
 
-from adyton.atls.binding import MAX_CLAIMS_BYTES, VERSION, Binding, Purpose, carried, fold, report_data
+from adyton.atls.binding import MAX_CLAIMS_BYTES, VERSION, Binding, Purpose
 from adyton.atls.certificates import spki_sha256
 from adyton.atls.claims import parse_claims
 from adyton.atls.member import LABEL
 from adyton.atls.question import MAX_MESSAGE_BYTES, Terms
 from adyton.errors import ApplicationError, EvidenceError, PolicyError, StatusCode
-from adyton.policy.appraisal import Appraisal, evaluate
+from adyton.policy.appraisal import Appraisal
 from adyton.proto.attestation_pb2 import EnrolRequest
 from adyton.proto.messages import parse_message
-from adyton.tee.message import decode_evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +98,7 @@ class Application:
             self.key.verify(self.request.signature, binding.encode(), ec.ECDSA(hashes.SHA256()))
         except InvalidSignature as problem:
             raise EvidenceError("the key to be certified did not sign this enrolment") from problem
-        evidence = decode_evidence(self.request.evidence.SerializeToString())
-        expected = report_data(fold(binding.leaf(), self.request.batch_path))
-        appraisal = evaluate(
-            evidence,
-            terms.policy,
-            now=now,
-            report_data=carried(evidence.tee, expected),
-            allow=terms.allow,
-            refuse=terms.refuse,
-        )
+        appraisal = terms.appraise(self.request.evidence, binding, self.request.batch_path, now=now)
         _check_configuration(parse_claims(self.claims), terms)
         return appraisal
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -20,9 +21,10 @@ from adyton.atls.binding import MAX_CLAIMS_BYTES, NONCE_BYTES, VERSION, Binding,
 from adyton.atls.certificates import check_issued, parse_certificate, spki_sha256
 from adyton.atls.claims import parse_claims
 from adyton.errors import EvidenceError, PolicyError
-from adyton.policy.appraisal import Hook, evaluate
+from adyton.policy.appraisal import Appraisal, Hook, evaluate
 from adyton.policy.document import Policy
 from adyton.policy.insecurity import Insecurity
+from adyton.proto import evidence_pb2
 from adyton.proto.attestation_pb2 import AttestRequest, AttestResponse
 from adyton.proto.messages import parse_message
 from adyton.tee.message import decode_evidence
@@ -47,6 +49,21 @@ class Terms:
         """What has to be bound: the enclave's CA if that is asked for, else the certificate that it showed."""
         asked = self.bind_ca or self.policy.channel.ca_sha256 is not None
         return Purpose.FLEET if asked else Purpose.INSTANCE
+
+    def appraise(
+        self, message: evidence_pb2.Evidence, binding: Binding, batch_path: Sequence[bytes], *, now: datetime
+    ) -> Appraisal:
+        """The appraisal of evidence that has to be over that binding, as a leaf of a batch. Raises as `evaluate`."""
+        expected = report_data(fold(binding.leaf(), batch_path))
+        evidence = decode_evidence(message.SerializeToString())
+        return evaluate(
+            evidence,
+            self.policy,
+            now=now,
+            report_data=carried(evidence.tee, expected),
+            allow=self.allow,
+            refuse=self.refuse,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,16 +111,7 @@ class Question:
             claims_sha256=hashlib.sha256(response.claims).digest(),
             audience=self.audience,
         )
-        expected = report_data(fold(binding.leaf(), response.batch_path))
-        evidence = decode_evidence(response.evidence.SerializeToString())
-        appraisal = evaluate(
-            evidence,
-            terms.policy,
-            now=now,
-            report_data=carried(evidence.tee, expected),
-            allow=terms.allow,
-            refuse=terms.refuse,
-        )
+        appraisal = terms.appraise(response.evidence, binding, response.batch_path, now=now)
         claims = parse_claims(response.claims)
         ca_sha256 = anchor_sha256 if self.purpose is Purpose.FLEET else None
         config_sha256 = bytes.fromhex(claims["config_sha256"])
