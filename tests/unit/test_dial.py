@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -330,3 +332,14 @@ def test_no_descriptor_stays_open_after_a_failure(context: ssl.SSLContext) -> No
             with pytest.raises(AdytonError):
                 probe(there.target)
         eventually(lambda: open_descriptors() <= before)
+
+
+def test_no_socket_is_left_to_the_collector_by_a_peer_that_resets_at_once() -> None:
+    def reset(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with answering(reset) as there:
+        for _ in range(300):
+            with pytest.raises(UnreachableError):
+                probe(there.target)
+    gc.collect()

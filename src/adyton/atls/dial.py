@@ -89,10 +89,14 @@ class Address:
         with contextlib.ExitStack() as stack:
             try:
                 plain = stack.enter_context(socket.socket(self.family, socket.SOCK_STREAM))
-                plain.settimeout(timeout_seconds)
-                plain.connect(self.sockaddr)
-                plain.settimeout(max(0.001, deadline - time.monotonic()))
-                secured = stack.enter_context(_context().wrap_socket(plain, server_hostname=audience))
+                # Wrapped before it connects: `wrap_socket` leaks one whose peer has just reset it.
+                secured = stack.enter_context(
+                    _context().wrap_socket(plain, server_hostname=audience, do_handshake_on_connect=False)
+                )
+                secured.settimeout(timeout_seconds)
+                secured.connect(self.sockaddr)
+                secured.settimeout(max(0.001, deadline - time.monotonic()))
+                secured.do_handshake()
                 certificate = secured.getpeercert(binary_form=True)
             except TimeoutError as problem:
                 raise DeadlineError(f"{self.uri}: no answer in {timeout_seconds:.3g} s") from problem
