@@ -98,13 +98,19 @@ def make_venv() -> None:
     run_quietly(sys.executable, "-m", "venv", VENV)
 
 
-PROGRAMS = {"bwrap": "bubblewrap", "swtpm": "swtpm"}
-"""What some tests run, and the package of Debian and Ubuntu that has it; without it, those tests are skipped."""
+PROGRAMS = {
+    "bwrap": "bubblewrap",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "swtpm": "swtpm",
+    "/usr/share/ovmf/OVMF.fd": "ovmf",
+}
+"""What some tests run or read, and the package of Debian and Ubuntu that has it; without it, those are skipped."""
 
 
 def install_programs() -> None:
     """Install them where that is allowed, and otherwise say the line that does."""
-    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+    missing = [each for program, each in PROGRAMS.items() if not shutil.which(program) and not Path(program).exists()]
     if not missing:
         return
     names = " ".join(missing)
@@ -173,7 +179,7 @@ def coverage(_: argparse.Namespace) -> int:
     return code or tool("-m", "coverage", "report", *report, f"--include={TRUSTED}")
 
 
-BENCHMARKS = ("evidence", "channel")
+BENCHMARKS = ("evidence", "channel", "vm")
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -189,6 +195,8 @@ def setup(_: argparse.Namespace) -> int:
 
 def demo(arguments: argparse.Namespace) -> int:
     set_up()
+    if "vm" in arguments.rest:
+        install_programs()
     return tool("examples/translator/demo.py", *arguments.rest)
 
 
@@ -224,8 +232,8 @@ def main() -> int:
     guarding = verb("guards", "take out each guard of the verifiers: does a forgery notice?", guards)
     guarding.add_argument("labels", nargs="*", metavar="LABEL", help="of a TEE; all of them if none is named")
     verb("coverage", "every branch of what a client must trust, by the unit and property tests", coverage)
-    benching = verb("bench", "verifiers beside bare libraries; the attested channel beside TLS and no TLS", bench)
-    benching.add_argument("which", nargs="?", choices=BENCHMARKS, help="both, if neither is named")
+    benching = verb("bench", "verifiers beside bare libraries, the channel beside TLS, a VM beside a bare boot", bench)
+    benching.add_argument("which", nargs="?", choices=BENCHMARKS, help="all, if none is named")
     verb("setup", "only make .venv", setup)
     locking = verb("lock", "make the lock files anew", lock)
     locking.add_argument("--upgrade", action="store_true", help="take newer versions")

@@ -33,7 +33,7 @@ from adyton.atls.connector import BlockingConnector, Connector
 from adyton.atls.identity import LocalIdentity, chain_pem
 from adyton.policy.document import Policy
 from adyton.proto import grpc_application_pb2 as extensions
-from adyton.testing.policies import simulation_policy
+from adyton.testing.policies import launcher_policy
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = ROOT / "examples" / "translator"
@@ -158,7 +158,7 @@ def enclave(manager: adyton.EnclaveManager, bundle: adyton.Bundle, *, workers: i
     loaded = manager.load(f"workers-{workers}", bundle, config)
     actual = loaded.enter_and_run().Extensions[extensions.actual_server_port]
     pids = tuple(descendants(os.getpid()) - before)
-    return Party(kind=OURS, port=actual, pids=pids, policy=simulation_policy(bundle))
+    return Party(kind=OURS, port=actual, pids=pids, policy=launcher_policy(bundle))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attacked_servers import TELL, AttackedServer, policy_text
+from attacked_servers import TELL, AttackedServer
 from attacker import Attack, Attacker
 
 from adyton.errors import PolicyError
@@ -33,7 +33,7 @@ def at(level: str, genuine: AttackedServer) -> dict[str, Any]:
 
 
 def pinning(server: AttackedServer) -> bytes:
-    return policy_text(channel=f'ca_sha256 = ["{server.ca_sha256}"]')
+    return server.policy(f'ca_sha256 = ["{server.ca_sha256}"]')
 
 
 def of_another_connection(error: PolicyError) -> bool:

@@ -31,7 +31,7 @@ from adyton.tee.simulated.platform import SimulatedPlatform, serve
 
 SERVICE = "tests.Confidant"
 TELL = f"/{SERVICE}/Tell"
-OTHER_NAME = "second.atls.internal"
+OTHER_NAME = "second.example"
 MEASUREMENT = b"\x5a" * 48
 SETTINGS = Settings(
     name="attacked", application="a:B", include=("a",), server=ServerSettings(names=(OTHER_NAME,), plain_tls=True)
@@ -72,6 +72,10 @@ class AttackedServer:
     def heard(self) -> bytes:
         """Every request that reached the application."""
         return (self.folder / "heard").read_bytes()
+
+    def policy(self, channel: str = "") -> bytes:
+        """What accepts it; `channel` is the text of its [channel] table."""
+        return policy_text(channel=channel)
 
 
 class AttackedServers:

@@ -100,6 +100,7 @@ class Meeting:
         self._inner.add_generic_rpc_handlers((self._answers,))
         self._inner.add_insecure_port(f"unix:{folder}/h2")
         await self._inner.start()
+        await self._answers.prepare()
         context = tls_context(self._plan)
         self._servers.append(await asyncio.start_unix_server(self._decipher, folder / "tls", ssl=context))
         self._servers.append(await asyncio.start_server(self._meet, self._plan.address, self._plan.port))

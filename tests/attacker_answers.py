@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import inspect
 import random
@@ -52,6 +53,13 @@ class Answers(grpc.GenericRpcHandler):
             return grpc.stream_stream_rpc_method_handler(self._attest)
         self._record.received(details.method.encode())
         return grpc.stream_stream_rpc_method_handler(self._hear)
+
+    async def prepare(self) -> None:
+        """What takes too long while a client waits."""
+        if self._plan.bundle is not None:
+            self._manager = EnclaveManager()
+            load = functools.partial(self._manager.load, on=self._plan.technology)
+            self._enclave = await asyncio.to_thread(load, "genuine", self._plan.bundle, localhost())
 
     async def close(self) -> None:
         if self._channel is not None:
@@ -117,9 +125,6 @@ class Answers(grpc.GenericRpcHandler):
 
     async def forge_by_question(self, request: bytes) -> bytes:
         """The same, as the host of a genuine enclave, which may ask it for evidence over any bytes."""
-        if self._manager is None:
-            self._manager = EnclaveManager()
-            self._enclave = await asyncio.to_thread(self._manager.load, "genuine", str(self._plan.bundle), localhost())
         collect = self._enclave.collect_evidence
         return self.answer_with(await asyncio.to_thread(collect, self.forged_report_data(request)))
 

@@ -20,7 +20,7 @@ class Plan:
     `answer`: how Attest is answered, a method of `Answers`; `upstream` is the genuine port that it asks, and
     `upstream_takes_certificates` whether that is an attested one.
     `size` is how many bytes a "huge" answer has; `measurement` what a "forge"d one is of, and `bundle` the genuine
-    enclave that the attacker runs to ask it for evidence.
+    enclave that the attacker runs, on `technology`, to ask it for evidence.
     `name` is what the attacker's own certificate is for, and `ca` where its CA's is written to.
     """
 
@@ -43,6 +43,7 @@ class Plan:
     size: int = 0
     measurement: str = ""
     bundle: Path | None = None
+    technology: str = "process"
 
     @classmethod
     def parse(cls, table: Mapping[str, Any]) -> Self:

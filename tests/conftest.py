@@ -9,20 +9,32 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from adyton.host.image.cache import default_cache
 from adyton.host.manager import EnclaveClient, EnclaveManager
 from adyton.testing.probes import answer, command
 
 settings.register_profile("adyton", deadline=None, print_blob=True)
 settings.load_profile("adyton")
 
+#: The one thing that all tests share with the user: images of machines take long to fetch and are named by digest.
+IMAGE_CACHE = Path(os.environ.get("ADYTON_IMAGE_CACHE") or default_cache())
+
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("a home")
     with pytest.MonkeyPatch.context() as patch:
-        for name, part in (("HOME", "."), ("XDG_DATA_HOME", "data"), ("XDG_RUNTIME_DIR", "run time")):
+        for name, part in (
+            ("HOME", "."),
+            ("XDG_DATA_HOME", "data"),
+            ("XDG_CACHE_HOME", "cache"),
+            ("XDG_RUNTIME_DIR", "run time"),
+        ):
             (folder / part).mkdir(mode=0o700, exist_ok=True)
             patch.setenv(name, str(folder / part))
+        IMAGE_CACHE.mkdir(parents=True, exist_ok=True)
+        (folder / "cache" / "adyton").mkdir(exist_ok=True)
+        (folder / "cache" / "adyton" / "image").symlink_to(IMAGE_CACHE.absolute())
         yield folder
 
 

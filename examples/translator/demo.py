@@ -1,21 +1,23 @@
-"""The translator, from source to shutdown, with what each step proves: `python3 dev.py demo`."""
+"""The translator, from source to shutdown, with what each step proves: `python3 dev.py demo [--on vm]`."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-from cryptography.hazmat.primitives import hashes
 
 import adyton
-from adyton.host.launch.registry import launcher
+from adyton.host.launch.launcher import Launcher
+from adyton.host.launch.registry import LAUNCHERS, launcher
 from adyton.policy.reference_values import policy_for
 from adyton.proto import grpc_application_pb2 as extensions
-from adyton.tee.simulated.platform import SimulatedPlatform
 
 PROJECT = Path(__file__).resolve().parent
 sys.path.insert(0, str(PROJECT))
@@ -47,38 +49,57 @@ def build(folder: Path) -> adyton.Bundle:
     return first
 
 
-def start(manager: adyton.EnclaveManager, name: str, bundle: adyton.Bundle) -> tuple[adyton.EnclaveClient, str]:
-    config = adyton.EnclaveConfig()
-    config.Extensions[extensions.server_address] = "localhost"
-    config.Extensions[extensions.port] = 0
-    enclave = manager.load(name, bundle, config)
-    port = enclave.enter_and_run().Extensions[extensions.actual_server_port]
-    return enclave, enclave.address_of(port)
+class Stage:
+    """Where the enclaves of this demonstration run, and what a client must know of that."""
+
+    def __init__(self, manager: adyton.EnclaveManager, technology: str) -> None:
+        self.manager = manager
+        self.launcher: Launcher = launcher(technology)
+        #: A simulation is accepted by nobody who has not said so.
+        self.agreed = ["simulated"] if technology == "process" else []
+
+    def start(self, name: str, bundle: adyton.Bundle) -> tuple[adyton.EnclaveClient, str]:
+        config = adyton.EnclaveConfig()
+        config.Extensions[extensions.server_address] = "localhost"
+        config.Extensions[extensions.port] = 0
+        enclave = self.manager.load(name, bundle, config, on=self.launcher.technology)
+        port = enclave.enter_and_run().Extensions[extensions.actual_server_port]
+        return enclave, enclave.address_of(port)
+
+    def connect(self, address: str, policy: Path) -> adyton.AttestedChannel:
+        return adyton.connect(address, policy, allow_insecure=self.agreed)
 
 
-def load(manager: adyton.EnclaveManager, bundle: adyton.Bundle) -> tuple[adyton.EnclaveClient, str]:
-    step("2. Start it in an enclave process")
-    show(launcher("process").warning)
-    enclave, address = start(manager, "translator", bundle)
-    show(f"Server started on {address}")
-    proves("the bundle was verified against its digest before a line of it ran, in an interpreter of its own")
+def load(stage: Stage, bundle: adyton.Bundle) -> tuple[adyton.EnclaveClient, str]:
+    step(f"2. Start it in an enclave, on {stage.launcher.technology!r}")
+    show(stage.launcher.warning)
+    stage.launcher.prepare(bundle)
+    begun = time.monotonic()
+    enclave, address = stage.start("translator", bundle)
+    show(f"Server started on {address}, after {time.monotonic() - begun:.1f} s")
+    if stage.launcher.technology == "process":
+        proves("the bundle was verified against its digest before a line of it ran, in an interpreter of its own")
+    else:
+        proves("another kernel booted; its kernel, system, application and command line were measured into a TPM")
     return enclave, address
 
 
-def write_policy(folder: Path) -> Path:
-    anchor = SimulatedPlatform.open().root.fingerprint(hashes.SHA256())
+def write_policy(stage: Stage, bundle: adyton.Bundle, folder: Path) -> Path:
     policy = folder / "translator.policy.toml"
-    policy.write_text(policy_for((folder / "measurements.json").read_bytes(), {"simulated": anchor}))
+    measurements = json.dumps(stage.launcher.measurements(bundle)).encode()
+    policy.write_text(policy_for(measurements, stage.launcher.anchors()))
     return policy
 
 
-def connect(address: str, policy: Path) -> adyton.AttestedChannel:
+def connect(stage: Stage, address: str, policy: Path) -> adyton.AttestedChannel:
     step("3. Connect, on condition that the enclave proves what it is")
-    channel = adyton.connect(address, policy, allow_insecure=["simulated"])
+    channel = stage.connect(address, policy)
     assert channel.attestation is not None
     record = channel.attestation.record()
     show(f"accepted by the rule {record['rule']!r}: measurement {record['measurement'][:32]}…")
-    show(f"bound to this {record['level']}; of a simulation, which the policy permits and this client agreed to")
+    show(
+        f"bound to this {record['level']}" + ("; of a simulation, to which this client agreed" if stage.agreed else "")
+    )
     proves("the evidence names this client's key on this connection; nothing was sent before it was verified")
     return channel
 
@@ -108,12 +129,12 @@ def stream(stub: translator_pb2_grpc.TranslatorStub) -> None:
     proves("a bidirectional stream, on the same server")
 
 
-def refuse_a_changed_bundle(manager: adyton.EnclaveManager, bundle: adyton.Bundle) -> None:
+def refuse_a_changed_bundle(stage: Stage, bundle: adyton.Bundle) -> None:
     step("6. Start it again with one byte of the dictionary changed, but under the old digest")
     changed = bundle.data.replace(b"sanctuary", b"sanctuarz", 1)
     forged = adyton.Bundle(sha256=bundle.sha256, data=changed, settings=bundle.settings, lock=bundle.lock)
     try:
-        manager.load("forged", forged)
+        stage.start("forged", forged)
     except adyton.errors.BundleError as error:
         show(f"{type(error).__name__}: {error}")
     else:
@@ -121,42 +142,52 @@ def refuse_a_changed_bundle(manager: adyton.EnclaveManager, bundle: adyton.Bundl
     proves("an honest host does not run it")
 
 
-def refuse_an_impostor(manager: adyton.EnclaveManager, policy: Path, folder: Path) -> None:
+def refuse_an_impostor(stage: Stage, policy: Path, folder: Path) -> None:
     step("7. A dishonest host runs it: the same server, one byte changed, in an enclave of its own")
     project = folder / "impostor"
     shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__", "dist"))
     dictionary = project / "translator" / "dictionary.toml"
     dictionary.write_bytes(dictionary.read_bytes().replace(b"sanctuary", b"sanctuarz", 1))
-    _, address = start(manager, "impostor", adyton.Bundle.build(project))
+    _, address = stage.start("impostor", adyton.Bundle.build(project))
     try:
-        adyton.connect(address, policy, allow_insecure=["simulated"])
+        stage.connect(address, policy)
     except adyton.errors.PolicyError as refusal:  # and a grpc.RpcError too
         show(f"{type(refusal).__name__}, {refusal.status.name}: {refusal.message}")
         for finding in refusal.findings:
-            show(f"{finding.subject} is {finding.got[:32]}…, wanted is {finding.wanted[:32]}…")
+            show(f"{finding.subject} is {finding.got[:44]}…, wanted is {finding.wanted[:44]}…")
     else:
         raise SystemExit("an impostor was accepted")
     proves("its evidence is genuine and says what it is, so no word was sent to it")
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--on", default="process", choices=sorted(LAUNCHERS), help="technology (default: %(default)s)")
+    technology = parser.parse_args().on
     print("Adyton's demonstration: a translation server in an enclave")
     with tempfile.TemporaryDirectory() as folder, adyton.EnclaveManager() as manager:
+        stage = Stage(manager, technology)
         bundle = build(Path(folder))
-        enclave, address = load(manager, bundle)
-        policy = write_policy(Path(folder))
-        with connect(address, policy) as channel:
+        enclave, address = load(stage, bundle)
+        policy = write_policy(stage, bundle, Path(folder))
+        with connect(stage, address, policy) as channel:
             stub = translator_pb2_grpc.TranslatorStub(channel)
             translate(stub)
             stream(stub)
-            refuse_a_changed_bundle(manager, bundle)
-            refuse_an_impostor(manager, policy, Path(folder))
+            refuse_a_changed_bundle(stage, bundle)
+            refuse_an_impostor(stage, policy, Path(folder))
             step("8. Shut down")
         enclave.destroy()
         show(f"last log line: {enclave.log_tail()[-1]}")
         proves("RPCs in flight got their time, the application was finalized, and no process is left")
-    print("\nDone. It was a simulation: the channel is the real one, the hardware is a key of this machine")
+    print(f"\nDone. {_LAST_WORDS.get(technology, '')}".rstrip())
     return 0
+
+
+_LAST_WORDS = {
+    "process": "It was a simulation: the channel is the real one, the hardware is a key of this machine",
+    "vm": "It was emulated: the machine and its measured boot are real, the TPM is a program on this one",
+}
 
 
 if __name__ == "__main__":

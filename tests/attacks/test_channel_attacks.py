@@ -10,7 +10,7 @@ import grpc
 import pytest
 from attack_expectations import LEVELS, at, learnt_nothing, of_another_connection, pinning, relaying
 from attacked_clients import Tell
-from attacked_servers import MEASUREMENT, OTHER_NAME, TELL, AttackedServer, AttackedServers, policy_text
+from attacked_servers import MEASUREMENT, OTHER_NAME, TELL, AttackedServer, AttackedServers
 from attacker import Attacker
 
 import adyton
@@ -71,7 +71,7 @@ def test_at_level_connection_a_relay_with_the_leaked_key_fails(
     plan = {**at(asks_enclave, genuine), "demands_certificate": asks_victim}
     attack = relaying(attacker, genuine, **plan, key_has_leaked=True)
     with pytest.raises(PolicyError) as caught:
-        tell(attack.target, pinning(genuine) if pins_ca else policy_text(), secret)
+        tell(attack.target, pinning(genuine) if pins_ca else genuine.policy(), secret)
     assert of_another_connection(caught.value)
     assert "relayed" in attack.events
     assert learnt_nothing(attack, secret)

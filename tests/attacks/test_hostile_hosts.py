@@ -23,7 +23,7 @@ from adyton.errors import PolicyError
 from adyton.host.manager import EnclaveClient, EnclaveManager
 from adyton.policy.document import Policy
 from adyton.proto import grpc_application_pb2 as extensions
-from adyton.testing.policies import simulation_policy
+from adyton.testing.policies import launcher_policy
 
 TRANSLATOR = Path(__file__).parents[2] / "examples" / "translator"
 WORD = translator_pb2.GetTranslationRequest(input_word="asylo")
@@ -44,16 +44,29 @@ def bundle(project: Path) -> adyton.Bundle:
     return adyton.Bundle.build(project)
 
 
-def load(manager: EnclaveManager, bundle: adyton.Bundle, *, port: int = 0, grace_ms: int = 500) -> EnclaveClient:
+@pytest.fixture
+def technology() -> str:
+    """What the host starts enclaves on."""
+    return "process"
+
+
+MEASURED = {"process": ["measurement"], "vm": ["pcrs", "launch"]}
+"""What a policy looks at that knows the code, by technology."""
+
+
+def load(
+    manager: EnclaveManager, bundle: adyton.Bundle, on: str, *, port: int = 0, grace_ms: int = 500
+) -> EnclaveClient:
     config = adyton.EnclaveConfig()
     config.Extensions[extensions.server_address] = "127.0.0.1"
     config.Extensions[extensions.port] = port
     config.Extensions[extensions.shutdown_grace_ms] = grace_ms
-    return manager.load("translator", bundle, config)
+    return manager.load("translator", bundle, config, on=on)
 
 
 def port_of(enclave: EnclaveClient) -> int:
-    return enclave.enter_and_run().Extensions[extensions.actual_server_port]
+    inside = enclave.enter_and_run().Extensions[extensions.actual_server_port]
+    return int(enclave.address_of(inside).rpartition(":")[2])
 
 
 def served(enclave: EnclaveClient) -> bool:
@@ -79,18 +92,18 @@ def refused(stub: translator_pb2_grpc.TranslatorStub) -> PolicyError:
 
 
 def test_evidence_that_the_host_asks_for_over_bytes_of_its_choice(
-    attacker: Attacker, project: Path, bundle: adyton.Bundle, secret: bytes, tell: Tell
+    attacker: Attacker, project: Path, bundle: adyton.Bundle, secret: bytes, tell: Tell, technology: str
 ) -> None:
-    attack = attacker.attack("terminate", answer="forge_by_question", bundle=str(project))
+    attack = attacker.attack("terminate", answer="forge_by_question", bundle=str(project), technology=technology)
     with pytest.raises(PolicyError) as caught:
-        tell(attack.target, simulation_policy(bundle), secret)
+        tell(attack.target, launcher_policy(bundle, on=technology), secret)
     assert of_another_connection(caught.value)
     assert "forged" in attack.events
     assert learnt_nothing(attack, secret)
 
 
 def test_an_impostor_that_differs_in_one_byte_takes_the_port_over(
-    manager: EnclaveManager, project: Path, bundle: adyton.Bundle, tmp_path: Path
+    manager: EnclaveManager, project: Path, bundle: adyton.Bundle, tmp_path: Path, technology: str
 ) -> None:
     shutil.copytree(project, tmp_path / "impostor")
     dictionary = tmp_path / "impostor" / "translator" / "dictionary.toml"
@@ -98,36 +111,36 @@ def test_an_impostor_that_differs_in_one_byte_takes_the_port_over(
     dictionary.write_bytes(content.replace(b"a", b"b", 1))
     assert sum(one != other for one, other in zip(content, dictionary.read_bytes(), strict=True)) == 1
 
-    genuine = load(manager, bundle)
+    genuine = load(manager, bundle, technology)
     port = port_of(genuine)
-    with channel_to(port, simulation_policy(bundle)) as channel:
+    with channel_to(port, launcher_policy(bundle, on=technology)) as channel:
         stub = translator_pb2_grpc.TranslatorStub(channel)
         assert stub.GetTranslation(WORD, timeout=20).translated_word
         eventually(lambda: served(genuine))
         genuine.destroy()
-        impostor = load(manager, adyton.Bundle.build(tmp_path / "impostor"), port=port)
+        impostor = load(manager, adyton.Bundle.build(tmp_path / "impostor"), technology, port=port)
         assert port_of(impostor) == port
         error = refused(stub)
-    assert [finding.subject for finding in error.findings] == ["measurement"]
+    assert [finding.subject for finding in error.findings] == MEASURED[technology]
     assert not served(impostor)
 
 
 def test_a_genuine_enclave_with_a_configuration_that_is_not_the_pinned_one(
-    manager: EnclaveManager, bundle: adyton.Bundle
+    manager: EnclaveManager, bundle: adyton.Bundle, technology: str
 ) -> None:
-    enclave = load(manager, bundle)
+    enclave = load(manager, bundle, technology)
     port = port_of(enclave)
-    with channel_to(port, simulation_policy(bundle)) as channel:
+    with channel_to(port, launcher_policy(bundle, on=technology)) as channel:
         assert translator_pb2_grpc.TranslatorStub(channel).GetTranslation(WORD, timeout=20).translated_word
         assert channel.attestation is not None
         wanted = channel.attestation.claims["config_sha256"]
-    pinned = simulation_policy(bundle, channel=f'config_sha256 = ["{wanted}"]')
+    pinned = launcher_policy(bundle, on=technology, channel=f'config_sha256 = ["{wanted}"]')
     with channel_to(port, pinned) as channel:
         stub = translator_pb2_grpc.TranslatorStub(channel)
         assert stub.GetTranslation(WORD, timeout=20).translated_word
         eventually(lambda: served(enclave))
         enclave.destroy()
-        enclave = load(manager, bundle, port=port, grace_ms=501)
+        enclave = load(manager, bundle, technology, port=port, grace_ms=501)
         error = refused(stub)
     assert [finding.subject for finding in error.findings] == ["channel.config_sha256"]
     assert not served(enclave)

@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from machines import boots
 from real_vectors import manifest
 
 from adyton.tee.registry import TEES
@@ -70,17 +71,20 @@ def test_every_goal_that_is_missed_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def channel(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """The channel's benchmark in a hurry, in a copy of what it reads and writes; the copy's docs."""
-    folder = tmp_path_factory.mktemp("project")
+def bench_in_a_copy(folder: Path, name: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A benchmark in a hurry, in a copy of what it reads and writes; the copy's docs."""
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
     shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "tests").symlink_to(ROOT / "tests")
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "performance.md", folder / "docs")
-    command = [sys.executable, str(folder / "benchmarks" / "channel.py"), "--quick", "--write"]
+    command = [sys.executable, str(folder / "benchmarks" / f"{name}.py"), *options, "--write"]
     return subprocess.run(command, capture_output=True, text=True, check=False), folder / "docs"
+
+
+@pytest.fixture(scope="module")
+def channel(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    return bench_in_a_copy(tmp_path_factory.mktemp("project"), "channel", "--quick")
 
 
 def test_the_channel_stands_beside_every_other_kind_of_server(
@@ -143,3 +147,26 @@ def test_what_it_found_is_written_into_the_page_and_drawn(
     bars = [each for each in drawn.iter("{http://www.w3.org/2000/svg}rect") if each.get("fill", "") != "#fff"]
     assert len(bars) == 8
     assert all(float(each.get("width", "0")) > 0 for each in bars)
+
+
+@boots[-1]
+def test_a_machine_stands_beside_a_bare_boot_and_its_phases_are_all_of_its_time(tmp_path: Path) -> None:
+    done, docs = bench_in_a_copy(tmp_path, "vm", "--rounds", "1")
+    assert done.stderr == ""
+    for number, memory in enumerate(("512 MB", "256 MB")):
+        found = {
+            title: float(cells[number].split()[0]) for title, cells in rows(done.stdout).items() if title != "seconds"
+        }
+        bare, *phases, whole, ratio, host_mb = found.values()
+        assert rows(done.stdout)["seconds"][number] == memory
+        assert len(phases) == 7
+        assert min(bare, *phases) > 0
+        assert sum(phases) == pytest.approx(whole, abs=0.05)
+        assert whole / bare == pytest.approx(ratio, abs=0.05)
+        assert host_mb > float(memory.split()[0]) / 2
+    verdict = re.search(
+        r"^- (met|missed): .* takes ([\d.]+) of a bare boot, the goal is 1.6$", done.stdout, re.MULTILINE
+    )
+    assert verdict is not None
+    assert (verdict[1] == "met", done.returncode) in ((True, 0), (False, 1))
+    assert done.stdout in (docs / "performance.md").read_text()

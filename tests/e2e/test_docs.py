@@ -112,6 +112,7 @@ POLICY_TYPES = {
     "components": "floors",
     "registers": "registers",
     "logged": "events",
+    "parts": "parts",
 }
 """A reading's name → the page's."""
 

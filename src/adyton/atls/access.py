@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from adyton.atls.peer import Peer
 from adyton.bundle.access import AccessSettings, AllOf, AnyOf, Attribute, Condition, Expectation, Not, Word
 from adyton.errors import ConfigurationError
-from adyton.policy.document import Policy
 from adyton.policy.insecurity import Insecurity
+
+if TYPE_CHECKING:
+    from adyton.policy.document import Policy
 
 
 def appraise_caller(expectation: Expectation, peer: Peer | None) -> tuple[str, ...]:

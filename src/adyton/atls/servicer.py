@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from adyton.atls.attester import Attester, Connection
 from adyton.atls.failures import GRPC_CODES
 from adyton.atls.peer import client_spki_sha256
-from adyton.atls.registrar import Registrar
 from adyton.errors import AdytonError, ApplicationError, DeadlineError, StatusCode
+
+if TYPE_CHECKING:
+    from adyton.atls.registrar import Registrar
 
 SERVICE: Final = "adyton.atls.Attestation"
 QUOTE_SECONDS: Final = 60.0

@@ -19,9 +19,10 @@ MAX_DEPTH: Final = 8
 MAX_NODES: Final = 1000
 MAX_MEASUREMENT_BYTES: Final = 64
 
-_METHOD = re.compile(r"/[A-Za-z_]\w*(\.[A-Za-z_]\w*)*/([A-Za-z_]\w*|\*)", re.ASCII)
-_HEXADECIMAL = re.compile(rf"([0-9a-f]{{2}}){{1,{MAX_MEASUREMENT_BYTES}}}")
-_INSECURITY = re.compile(r"[a-z]+(-[a-z]+)*")
+# Compiled when they are needed, which they seldom are: that takes long in an emulated guest.
+_METHOD: Final = r"(?a)/[A-Za-z_]\w*(\.[A-Za-z_]\w*)*/([A-Za-z_]\w*|\*)"
+_HEXADECIMAL: Final = rf"([0-9a-f]{{2}}){{1,{MAX_MEASUREMENT_BYTES}}}"
+_INSECURITY: Final = r"[a-z]+(-[a-z]+)*"
 _KEYS: Final = ("rule", "tee", "measurement", "platform", "all", "any", "not")
 
 
@@ -117,7 +118,7 @@ def _parse_condition(raw: object, key: str, depth: int) -> Condition:
 
 def _parse_attribute(name: str, value: object, inner: str, key: str) -> Attribute:
     if name == "measurement":
-        if not isinstance(value, str) or not _HEXADECIMAL.fullmatch(value):
+        if not isinstance(value, str) or not re.fullmatch(_HEXADECIMAL, value):
             raise _wrong(f"{inner!r} should be 1 to {MAX_MEASUREMENT_BYTES} bytes in lower-case hexadecimal")
         return Attribute(name="measurement", wanted=bytes.fromhex(value))
     if name in ("rule", "tee", "platform"):
@@ -138,7 +139,7 @@ def _parse_methods(raw: object, key: str) -> tuple[tuple[str, Expectation], ...]
     if not isinstance(raw, dict):
         raise _wrong(f"{key!r} should be a table")
     for method in raw:
-        if not _METHOD.fullmatch(method):
+        if not re.fullmatch(_METHOD, method):
             mend = "'/package.Service/Method', or '/package.Service/*' for the rest of a service"
             raise _wrong(f"{key!r} has {method!r}, which is no method", mend=mend)
         if method.startswith(ATTESTATION_PREFIX):
@@ -171,7 +172,7 @@ class AccessSettings:
 def check_access(access: AccessSettings, include: Collection[str]) -> None:
     """Whether the keys fit together, and the bundle. Raises ConfigurationError, which names the key."""
     for word in access.allow_insecure:
-        if not _INSECURITY.fullmatch(word):
+        if not re.fullmatch(_INSECURITY, word):
             raise _wrong(f"'access.allow_insecure' has {word!r}, which is no word for an insecurity")
     if access.policy is not None:
         if not any(access.policy == path or access.policy.startswith(path + "/") for path in include):

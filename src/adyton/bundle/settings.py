@@ -12,6 +12,7 @@ import re
 import sys
 import tomllib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -37,6 +38,11 @@ T = TypeVar("T")
 
 def _within(default: int, low: int, high: int) -> Any:
     return field(default=default, metadata={"bounds": (low, high)})
+
+
+def _one_of(*words: str) -> Any:
+    """The first is the default."""
+    return field(default=words[0], metadata={"words": words})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +98,18 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VmSettings:
+    """[vm]: the virtual machine that the enclave gets where it runs in one.
+
+    `firmware`: "none", and the launcher measures what it boots; "ovmf", and OVMF does, as in clouds.
+    """
+
+    memory_mb: int = _within(512, 256, 1024 * 1024)
+    cpus: int = _within(1, 1, 64)
+    firmware: str = _one_of("none", "ovmf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """enclave.toml, checked.
 
@@ -105,6 +123,7 @@ class Settings:
     network: NetworkSettings = NetworkSettings()
     logging: LoggingSettings = LoggingSettings()
     server: ServerSettings = ServerSettings()
+    vm: VmSettings = VmSettings()
     access: AccessSettings = field(default=AccessSettings())
 
 
@@ -131,24 +150,26 @@ def _table(kind: type[T], raw: dict[str, Any], prefix: str) -> T:
     values = {}
     for name, each in known.items():
         if name in raw:
-            parse = each.metadata.get("parse", functools.partial(_value, hints[name], each.metadata.get("bounds")))
+            parse = each.metadata.get("parse", functools.partial(_value, hints[name], each.metadata))
             values[name] = parse(raw[name], prefix + name)
         elif each.default is dataclasses.MISSING:
             raise ConfigurationError(f"enclave.toml: {prefix + name!r} is missing")
     return kind(**values)
 
 
-def _value(kind: Any, bounds: tuple[int, int] | None, raw: object, key: str) -> object:
+def _value(kind: Any, limits: Mapping[str, Any], raw: object, key: str) -> object:
     if dataclasses.is_dataclass(kind) and isinstance(raw, dict):
         return _table(typing.cast("type[Any]", kind), raw, key + ".")
     if kind is bool and isinstance(raw, bool):
         return raw
-    if kind is int and isinstance(raw, int) and not isinstance(raw, bool) and bounds:
-        low, high = bounds
+    if kind is int and isinstance(raw, int) and not isinstance(raw, bool):
+        low, high = limits["bounds"]
         if not low <= raw <= high:
             raise ConfigurationError(f"enclave.toml: {key!r} is out of bounds; it may be {low} to {high}")
         return raw
     if kind is str and isinstance(raw, str):
+        if raw not in limits.get("words", (raw,)):
+            raise ConfigurationError(f"enclave.toml: {key!r} should be one of {', '.join(limits['words'])}")
         return raw
     if kind == tuple[str, ...] and isinstance(raw, list) and all(isinstance(each, str) for each in raw):
         return tuple(raw)

@@ -1,13 +1,16 @@
-"""`adyton build`: a project's folder → bundle and reference values."""
+"""`adyton build`: a project's folder → bundle, images for the technologies that need one, and reference values."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 from pathlib import Path
 
 from adyton.cli.main import say
 from adyton.host.bundles import Bundle
+
+_TECHNOLOGIES = ("nitro", "sev-snp", "tdx", "vm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,13 +18,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("project", type=Path, help="folder with enclave.toml")
     parser.add_argument("-o", "--output", type=Path, help="folder to write to (default: PROJECT/dist)")
     parser.add_argument("--json", action="store_true", help="print measurements.json's content instead of the digest")
+    parser.add_argument(
+        "--for",
+        dest="technologies",
+        action="append",
+        default=[],
+        choices=_TECHNOLOGIES,
+        help="write the image for this technology too, and its reference values; may be repeated",
+    )
+    parser.add_argument(
+        "--arch", default=platform.machine(), choices=["aarch64", "x86_64"], help="of images (default: %(default)s)"
+    )
+    parser.add_argument("--firmware", type=Path, metavar="FILE", help=_FIRMWARE_HELP)
+    parser.add_argument("--kernel", type=Path, metavar="FILE", help=_KERNEL_HELP)
+    parser.add_argument("--relock", action="store_true", help="write image.lock anew, from the distribution's index")
+
+
+_FIRMWARE_HELP = "OVMF's build for SEV-SNP or TDX, which the reference values depend on"
+_KERNEL_HELP = "for Nitro: AWS's kernel; Debian's can't find Nitro's devices"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write <name>.adyton and measurements.json; print the bundle's SHA-256."""
-    bundle = Bundle.build(arguments.project)
-    paths = bundle.save(arguments.output or arguments.project / "dist")
-    for path in paths:
+    """Write <name>.adyton, measurements.json and the images; print the bundle's SHA-256."""
+    output = arguments.output or arguments.project / "dist"
+    if arguments.technologies:
+        from adyton.cli.building_images import build_with_images  # not above: `adyton --help` imports this module
+
+        bundle, measurements = build_with_images(arguments, output)
+    else:
+        bundle = Bundle.build(arguments.project)
+        measurements = bundle.measurements()
+    for path in bundle.save(output, measurements):
         say(f"wrote {path}")
-    print(json.dumps(bundle.measurements(), indent=2, sort_keys=True) if arguments.json else bundle.sha256.hex())
+    print(json.dumps(measurements, indent=2, sort_keys=True) if arguments.json else bundle.sha256.hex())
     return 0

@@ -23,18 +23,19 @@ class _Interface:
     missing: str
 
 
-_NO_LAUNCHER = "its evidence can be verified; no launcher yet"
-_NO_LAUNCHER_FROM_INSIDE = "its evidence can be asked for and verified; no launcher yet"
+_NOT_LAUNCHED = "its evidence can be verified; no launcher yet"
+_NOT_LAUNCHED_FROM_INSIDE = "its evidence can be asked for and verified; no launcher yet"
+_INSIDE = "the machine that this runs in has it: its evidence can be asked for and verified"
 
-#: Hardware that Adyton is meant for; `missing` says what this version can't do with it yet.
+#: Hardware that Adyton is meant for; `missing` says what this version can do with it.
 _HARDWARE = (
-    _Interface(technology="sgx", path="/dev/sgx_enclave", missing=_NO_LAUNCHER),
-    _Interface(technology="tdx", path="/dev/tdx_guest", missing=_NO_LAUNCHER_FROM_INSIDE),
-    _Interface(technology="sev-snp", path="/dev/sev-guest", missing=_NO_LAUNCHER_FROM_INSIDE),
-    _Interface(technology="nitro", path="/dev/nsm", missing=_NO_LAUNCHER_FROM_INSIDE),
-    _Interface(technology="cca", path="/sys/kernel/config/tsm/report", missing=_NO_LAUNCHER_FROM_INSIDE),
-    _Interface(technology="tpm", path="/dev/tpmrm0", missing=_NO_LAUNCHER_FROM_INSIDE),
-    _Interface(technology="vm", path="/dev/kvm", missing="no launcher yet"),
+    _Interface(technology="sgx", path="/dev/sgx_enclave", missing=_NOT_LAUNCHED),
+    _Interface(technology="tdx", path="/dev/tdx_guest", missing=_INSIDE),
+    _Interface(technology="sev-snp", path="/dev/sev-guest", missing=_INSIDE),
+    _Interface(technology="nitro", path="/dev/nsm", missing=_INSIDE),
+    _Interface(technology="cca", path="/sys/kernel/config/tsm/report", missing=_NOT_LAUNCHED_FROM_INSIDE),
+    _Interface(technology="tpm", path="/dev/tpmrm0", missing=_INSIDE),
+    _Interface(technology="kvm", path="/dev/kvm", missing="virtual machines use it where it boots a kernel"),
 )
 
 
@@ -76,7 +77,7 @@ def _print(found: dict[str, list[Capability]]) -> None:
     print("\nevidence that can be verified")
     for label, tee in TEES.items():
         print(f"  yes  {label:<12} {tee.mark}")
-    print("\nhardware, on which this version launches nothing yet")
+    print("\nhardware here")
     for interface in _HARDWARE:
         present = "here" if Path(interface.path).exists() else "none"
         print(f"  {present:<4} {interface.technology:<12} {interface.path}: {interface.missing}")

@@ -16,9 +16,14 @@ _MAX_ROOT_BYTES = 64 * 1024
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the verb takes."""
     parser.add_argument("measurements", type=Path, metavar="measurements.json", help="as `adyton build` wrote it")
-    parser.add_argument(
-        "--simulated-root", type=Path, metavar="FILE", help="PEM of a simulation's root (default: this machine's)"
-    )
+    for name, what in _WHOSE.items():
+        option = f"--{name}-root"
+        parser.add_argument(option, type=Path, metavar="FILE", help=f"PEM of {what}'s root (default: this machine's)")
+
+
+#: TEEs whose root each machine makes for itself, by the name of the folder that holds it.
+_WHOSE = {"simulated": "the simulation", "vtpm": "the virtual TPM"}
+_LABELS = {"simulated": "simulated", "vtpm": "tpm"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,24 +32,26 @@ def run(arguments: argparse.Namespace) -> int:
     from adyton.policy.reference_values import MAX_MEASUREMENTS_BYTES, policy_for
 
     measurements = read_file(arguments.measurements, at_most=MAX_MEASUREMENTS_BYTES)
-    source, anchor = _simulated_root(arguments.simulated_root)
-    policy = policy_for(measurements, {"simulated": anchor} if anchor else {})
-    if anchor and anchor.hex() in policy:
-        print_line(f"# The simulation's anchor is that of {source}.")
-    elif "simulated = []" in policy:
-        say(f"no anchor for the simulation: {source}; until there is one the policy accepts no evidence of it")
+    roots = {name: _root(name, getattr(arguments, f"{name}_root")) for name in _WHOSE}
+    anchors = {_LABELS[name]: anchor for name, (_, anchor) in roots.items() if anchor}
+    policy = policy_for(measurements, anchors)
+    for name, (source, anchor) in roots.items():
+        if anchor and anchor.hex() in policy:
+            print_line(f"# {_WHOSE[name].capitalize()}'s anchor is that of {source}.")
+        elif f"{_LABELS[name]} = []" in policy:
+            say(f"no anchor for {_WHOSE[name]}: {source}; until there is one the policy accepts no evidence of it")
     print(policy, end="")
     return 0
 
 
-def _simulated_root(path: Path | None) -> tuple[str, bytes | None]:
+def _root(name: str, path: Path | None) -> tuple[str, bytes | None]:
     """Whose root it is, and the SHA-256 of its certificate; or why there is none."""
-    from adyton.tee.simulated.root_file import ROOT_FILE_NAME, default_directory
+    from adyton.tee.simulated.root_file import ROOT_FILE_NAME, data_directory
 
     if path is not None:
         return str(path), _certificate_sha256(path)
     try:
-        path = default_directory() / ROOT_FILE_NAME
+        path = data_directory(name, f"the root of {_WHOSE[name]}") / ROOT_FILE_NAME
     except LaunchError as problem:
         return problem.message, None
     if not path.is_file():

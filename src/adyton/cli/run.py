@@ -16,6 +16,11 @@ from adyton.host.manager import EnclaveManager
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.proto.enclave_pb2 import EnclaveConfig, LoggingConfig
 
+_PORTS = (
+    ("Server started", extensions.actual_server_port),
+    ("Plain TLS", extensions.actual_plain_tls_port),
+    ("Mesh", extensions.actual_mesh_port),
+)
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -60,14 +65,11 @@ def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace)
         enclave = manager.load(arguments.name or bundle.settings.name, bundle, config, on=arguments.on)
         output = enclave.enter_and_run()
         signals.wait_for_them()
-        if output.HasExtension(extensions.actual_server_port):
-            print(f"Server started on port {output.Extensions[extensions.actual_server_port]}", flush=True)
-        else:
+        shown = [(words, output.Extensions[each]) for words, each in _PORTS if output.HasExtension(each)]
+        for words, port in shown:
+            print(f"{words} on port {enclave.address_of(port).rpartition(':')[2]}", flush=True)
+        if not shown:
             say("the application runs; it serves no port")
-        if output.HasExtension(extensions.actual_plain_tls_port):
-            print(f"Plain TLS on port {output.Extensions[extensions.actual_plain_tls_port]}", flush=True)
-        if output.HasExtension(extensions.actual_mesh_port):
-            print(f"Mesh on port {output.Extensions[extensions.actual_mesh_port]}", flush=True)
         enclave.stop_requested.add_done_callback(lambda done: signals.stop.put(_outcome(done)))
         outcome = signals.stop.get()
         if isinstance(outcome, AdytonError):

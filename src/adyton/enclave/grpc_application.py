@@ -10,30 +10,28 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
-from adyton.atls.access import agreed_insecurities, check_against_policy
 from adyton.atls.allowance import Allowance
 from adyton.atls.attester import Attester
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes
 from adyton.atls.certificates import DEFAULT_AUDIENCE
 from adyton.atls.claims import encode_claims
 from adyton.atls.identity import IdentitySource, LocalIdentity
-from adyton.atls.question import Terms
-from adyton.atls.registrar import Registrar
 from adyton.bundle.settings import Settings
 from adyton.enclave.application import TrustedApplication
-from adyton.enclave.keeper import Keeper
 from adyton.enclave.ports import ATTESTED, PORTS, Numbers, open_ports
 from adyton.enclave.serving import AioServing, Listen, Serving, ThreadedServing, probe_bind
-from adyton.enclave.workers import WorkerPool
 from adyton.errors import ApplicationError, StatusCode
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
 from adyton.tee.devices import Device
+
+if TYPE_CHECKING:
+    from adyton.atls.registrar import Registrar
 
 _log = logging.getLogger(__name__)
 
@@ -163,6 +161,9 @@ class _GrpcApplicationBase(TrustedApplication):
         quotes = BatchedQuotes(DeviceQuotes(self._device()))
         identity = LocalIdentity(names=self._names(), claims=self._claims())
         if plan.workers > 1:
+            from adyton.enclave.keeper import Keeper
+            from adyton.enclave.workers import WorkerPool
+
             keeper = Keeper(identity, quotes)
             return WorkerPool(self.context, config, keeper=keeper, listen=listen, workers=plan.workers)
         return self._serve(listen, self._attester(identity, quotes))
@@ -191,6 +192,11 @@ class _GrpcApplicationBase(TrustedApplication):
         access = self.context.settings.access
         if access.policy is None:
             return None
+        # Not above: a server at which nobody enrols verifies no evidence, and starts sooner without what that takes.
+        from adyton.atls.access import agreed_insecurities, check_against_policy
+        from adyton.atls.question import Terms
+        from adyton.atls.registrar import Registrar
+
         policy = self.context.policy(access.policy)
         check_against_policy(access, policy)
         return Registrar(terms=Terms(policy=policy, allow=frozenset(agreed_insecurities(access))), identity=identity)

@@ -1,8 +1,10 @@
 """Where an enclave's interpreter begins when the operating system's process is the enclave, and a worker's too.
 
-The launcher's firmware has verified the bundle and starts this with one argument: a JSON object with `path` (added to
-sys.path already), `bundle` and `data` (folders), `control_fd`, and, each or null, `device_fd`, `keeper_fd` (to the
-first process of its enclave), `parent_pid`, `worker` (its number among the server processes of one enclave) and `cpu`.
+Whoever has verified the bundle (the simulation's firmware; in a guest whoever measured what it booted) starts this with
+one argument: a JSON object with `path` (added to sys.path already), `bundle` and `data` (folders), `control_fd`, and,
+each or null, `device_fd` (to the simulation's hardware), `hardware` (how to reach a guest's, see guest/hardware.py),
+`keeper_fd` (to the first process of its enclave), `parent_pid`, `worker` (its number among the server processes of one
+enclave) and `cpu`. Packages that are not part of what was measured are compared with the bundle's lock.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from adyton.bundle.installed import installed_version
-from adyton.bundle.lock import find_mismatches, parse_lock
 from adyton.bundle.settings import parse_settings
 from adyton.enclave.logs import log_threads_quietly, start_logging
 from adyton.enclave.runtime import Runtime
 from adyton.errors import ControlProtocolError
 from adyton.proto.control_server import ControlServer
-from adyton.tee.simulated.device import SimulatedDevice
+
+if TYPE_CHECKING:
+    from adyton.tee.devices import Device
 
 EXIT_FINALIZED = 0
 EXIT_HOST_GONE = 80
@@ -68,14 +70,13 @@ def _serve(spec: dict[str, Any]) -> int:
         settings=settings,
         application_directory=bundle / "app",
         data_directory=Path(spec["data"]),
-        device=_device(spec["device_fd"]),
+        device=_device(spec),
         worker=spec["worker"],
         keeper=_socket(spec["keeper_fd"]),
         request_stop=lambda reason: server.request_stop(reason),  # noqa: PLW0108  server comes below
     )
     server = ControlServer(socket.socket(fileno=spec["control_fd"]), runtime.accept)
-    mismatches = find_mismatches(parse_lock((bundle / "requirements.lock").read_bytes()), installed_version)
-    if mismatches:
+    if mismatches := _other_packages(spec, bundle):
         server.refuse(
             "other packages than locked: "
             + "; ".join(mismatches)
@@ -89,6 +90,16 @@ def _serve(spec: dict[str, Any]) -> int:
         _log.critical("the host broke the control protocol: %s", problem)
         return EXIT_CONTROL_PROTOCOL
     return EXIT_FINALIZED if runtime.finalized.is_set() else EXIT_HOST_GONE
+
+
+def _other_packages(spec: dict[str, Any], bundle: Path) -> list[str]:
+    """What is installed otherwise than locked. A guest's image was built from the lock, by digest, and measured."""
+    if spec["hardware"] is not None:
+        return []
+    from adyton.bundle.installed import installed_version  # not above: a guest spends a second on what they import
+    from adyton.bundle.lock import find_mismatches, parse_lock
+
+    return find_mismatches(parse_lock((bundle / "requirements.lock").read_bytes()), installed_version)
 
 
 def _shut_off(spec: dict[str, Any]) -> None:
@@ -117,9 +128,16 @@ def _hear_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _device(descriptor: int | None) -> SimulatedDevice | None:
-    connection = _socket(descriptor)
-    return None if connection is None else SimulatedDevice(connection)
+def _device(spec: dict[str, Any]) -> Device | None:
+    if spec["hardware"] is not None:
+        from adyton.enclave.guest.hardware import find_hardware  # not above: a simulation has no use for it
+
+        return find_hardware(**spec["hardware"])
+    if spec["device_fd"] is None:
+        return None
+    from adyton.tee.simulated.device import SimulatedDevice
+
+    return SimulatedDevice(socket.socket(fileno=spec["device_fd"]))
 
 
 def _socket(descriptor: int | None) -> socket.socket | None:

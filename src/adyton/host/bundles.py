@@ -1,14 +1,15 @@
 """Bundles: read from a file, or built from a project's folder.
 
-A bundle holds enclave.toml, requirements.lock, the application's files below app/, and below runtime/ the rooms of
-Adyton that run inside: they are measured with the application, whichever launcher starts them.
+A bundle holds enclave.toml, requirements.lock, image.lock if there is one, the application's files below app/, and
+below runtime/ the rooms of Adyton that run inside: they are measured with the application, whichever launcher starts
+them.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from adyton.errors import BundleError, ConfigurationError
 from adyton.tee.simulated.format import simulated_measurement
 
 SETTINGS, LOCK = "enclave.toml", "requirements.lock"
+#: The distribution's packages in a virtual machine's image; a project may have none.
+IMAGE_LOCK = "image.lock"
 #: What of the package runs inside. The rest of it is the host's.
 RUNTIME_ROOMS = ("__init__.py", "aio.py", "errors.py", "proto", "bundle", "tee", "policy", "atls", "enclave")
 
@@ -76,6 +79,8 @@ class Bundle:
             files[f"app/{name}"] = _read(path, MAX_BYTES)
         for name, path in _runtime_files():
             files[f"runtime/adyton/{name}"] = _read(path, MAX_BYTES)
+        if (project / IMAGE_LOCK).exists():
+            files[IMAGE_LOCK] = _read(project / IMAGE_LOCK, MAX_BYTES)
         try:
             bundle = cls.parse(encode_archive(files))
         except BundleError as problem:  # too many files, too long a name: the project's, not somebody's forgery
@@ -94,9 +99,12 @@ class Bundle:
             "reference_values": {"simulated": {"measurement": simulated_measurement(self.sha256).hex()}},
         }
 
-    def save(self, directory: Path) -> tuple[Path, Path]:
-        """Write <name>.adyton and measurements.json, each whole or not at all; their paths."""
-        text = json.dumps(self.measurements(), indent=2, sort_keys=True) + "\n"
+    def save(self, directory: Path, measurements: Mapping[str, object] | None = None) -> tuple[Path, Path]:
+        """Write <name>.adyton and measurements.json, each whole or not at all; their paths.
+
+        `measurements`: more than the bundle's own, where images were built from it.
+        """
+        text = json.dumps(measurements or self.measurements(), indent=2, sort_keys=True) + "\n"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             return (

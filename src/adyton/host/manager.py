@@ -51,6 +51,9 @@ LONGEST_SECONDS = 10 * 365 * 86400.0
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
+#: The extensions of a configuration that choose a port; 0 leaves it to the enclave.
+_PORTS = (extensions.port, extensions.plain_tls_port, extensions.mesh_port)
+
 T = TypeVar("T")
 
 
@@ -236,12 +239,13 @@ class EnclaveManager:
         """
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"{name[:140]!r} is no name for an enclave: letters, digits, '.', '_', '-'")
-        until = time.monotonic() + min(timeout_seconds, LONGEST_SECONDS)
         configuration = config or EnclaveConfig()
         self._reserve(name)
         client: EnclaveClient | None = None
         try:
             bundle = target if isinstance(target, Bundle) else Bundle.of(Path(target))
+            launcher(on).prepare(bundle)
+            until = time.monotonic() + min(timeout_seconds, LONGEST_SECONDS)
             client = self._start(name, bundle, configuration, on, until)
         finally:
             unwanted = self._settle(name, client)
@@ -361,6 +365,8 @@ def _request(name: str, bundle: Bundle, config: EnclaveConfig) -> LaunchRequest:
     return LaunchRequest(
         name=name,
         bundle=bundle,
+        address=config.Extensions[extensions.server_address] or "localhost",
+        ports=tuple(port for each in _PORTS if (port := config.Extensions[each]) > 0),
         host_name=config.host_name or None,
         stdin_fd=_descriptor(config, "stdin_fd"),
         stdout_fd=_descriptor(config, "stdout_fd"),

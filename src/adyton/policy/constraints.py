@@ -192,37 +192,55 @@ class NoComponentBelow(Constraint):
 
 @dataclass(frozen=True, slots=True)
 class Registers(Constraint):
-    """Accepts registers by index: each named one must satisfy its own constraint, and every other one be all zero.
+    """Accepts registers by index, or parts by name: each named one must satisfy its own constraint.
 
-    A named register that the evidence does not have is not acceptable, whatever its constraint; `others` tells whether
-    the ones that are not named may hold anything.
+    Every other one must be all zero, unless `others` says that they may hold anything. A named one that the evidence
+    does not have is not acceptable, whatever its constraint.
     """
 
-    named: Mapping[int, Constraint]
+    named: Mapping[Any, Constraint]
     others: bool
 
     def accepts(self, got: Any) -> bool:
         """Whether all of them are acceptable."""
         return not self._wrong(got)
 
-    def _wrong(self, got: Mapping[int, bytes]) -> list[int]:
+    def _wrong(self, got: Mapping[Any, bytes]) -> list[Any]:
         wrong = [index for index, wanted in self.named.items() if index not in got or not wanted.accepts(got[index])]
         if not self.others:
-            wrong.extend(index for index in got if index not in self.named and any(got[index]))
+            wrong.extend(index for index in got if index not in self.named and not self._is_empty(got[index]))
         return sorted(wrong)
 
-    def _wanted_of(self, index: int) -> str:
-        return f"{index}={self.named[index].wanted() if index in self.named else 'zero'}"
+    def _is_empty(self, value: bytes) -> bool:
+        return not any(value)
+
+    def _empty(self) -> str:
+        return "zero"
+
+    def _wanted_of(self, index: Any) -> str:
+        return f"{index}={self.named[index].wanted() if index in self.named else self._empty()}"
 
     def wanted(self) -> str:
         """Each named register, and whether others may hold anything."""
-        return "; ".join((*map(self._wanted_of, sorted(self.named)), f"others={'any' if self.others else 'zero'}"))
+        others = "any" if self.others else self._empty()
+        return "; ".join((*map(self._wanted_of, sorted(self.named)), f"others={others}"))
 
     def refusal(self, got: Any) -> tuple[str, str]:
         """Only the registers that are wrong."""
         wrong = self._wrong(got)
         had = "; ".join(f"{index}={shown(got[index]) if index in got else 'missing'}" for index in wrong)
         return had, "; ".join(map(self._wanted_of, wrong))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts(Registers):
+    """The same for parts by name, of which one that is not named must not be there at all."""
+
+    def _is_empty(self, value: bytes) -> bool:  # noqa: ARG002
+        return False
+
+    def _empty(self) -> str:
+        return "absent"
 
 
 @dataclass(frozen=True, slots=True)

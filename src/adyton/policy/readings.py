@@ -16,6 +16,7 @@ from adyton.policy.constraints import (
     NoneBut,
     NotOlderThan,
     OneOf,
+    Parts,
     Permitted,
     Registers,
     Required,
@@ -189,5 +190,18 @@ def logged(item: Item, count: int) -> Reading:
         return Registers(
             {indices[name]: listed(values, f"{where}.{name}") for name, values in value.items()}, others=True
         )
+
+    return read
+
+
+def parts(item: Item) -> Reading:
+    """A table of lists by name, each a list or "any"; what it does not name must not be there. Empty: no demand."""
+    listed = one_of(item)
+
+    def read(value: Any, where: str) -> Constraint:
+        if not isinstance(value, Mapping) or len(value) > MAX_VALUES:
+            raise ConfigurationError(f"{where} must be a table of lists by name")
+        named = {name: listed(values, f"{where}.{name}") for name, values in value.items()}
+        return Parts(named, others=not named)
 
     return read

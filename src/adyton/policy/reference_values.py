@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from adyton.errors import ConfigurationError
 from adyton.policy.document import VERSION, Policy
+from adyton.policy.readings import ANY
 from adyton.policy.rules import SCHEMAS
 from adyton.policy.schema import Schema
 
@@ -73,7 +74,7 @@ def _rule(schema: Schema, name: str, values: Mapping[str, Any]) -> str:
 def _listed(value: Any) -> Any:
     """Reference values as a rule has them: one value is a list of one, and registers are a table of lists."""
     if isinstance(value, Mapping):
-        return {key: [inner] if isinstance(inner, str) and key != "others" else inner for key, inner in value.items()}
+        return {key: inner if key == "others" or inner == ANY else _listed(inner) for key, inner in value.items()}
     return value if isinstance(value, list) else [value]
 
 

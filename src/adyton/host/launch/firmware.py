@@ -110,6 +110,7 @@ def _become_the_enclave(spec: dict[str, Any], directory: Path) -> NoReturn:
         "data": str(data),
         "control_fd": spec["control_fd"],
         "device_fd": spec["device_fd"],
+        "hardware": None,
         "keeper_fd": None,
         "parent_pid": spec["parent_pid"],
         "worker": None,

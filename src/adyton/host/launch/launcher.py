@@ -13,10 +13,16 @@ from adyton.proto.frames import Stream
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRequest:
-    """What to start, and what the host decides about it. Descriptors are the host's own; None: not connected."""
+    """What to start, and what the host decides about it. Descriptors are the host's own; None: not connected.
+
+    `address` and `ports`: where clients on the host are to reach the enclave's servers; ports that the enclave is to
+    choose itself are not among them.
+    """
 
     name: str
     bundle: Bundle
+    address: str = "localhost"
+    ports: tuple[int, ...] = ()
     host_name: str | None = None
     stdin_fd: int | None = None
     stdout_fd: int | None = None
@@ -70,6 +76,18 @@ class Launcher(Protocol):
 
     def capabilities(self) -> list[Capability]:
         """What this machine offers to it. The first entry says whether it can launch at all."""
+
+    def prepare(self, bundle: Bundle) -> None:
+        """What takes long the first time and needs no enclave. Raises as `launch`."""
+
+    def measurements(self, bundle: Bundle) -> dict[str, object]:
+        """The content of measurements.json for what this launcher starts of the bundle. Raises as `prepare`."""
+
+    def anchors(self) -> dict[str, bytes]:
+        """TEE → SHA-256 of the root with which this machine itself vouches for it; empty for real hardware.
+
+        Made on first use. Raises LaunchError.
+        """
 
     def launch(self, request: LaunchRequest) -> LaunchedEnclave:
         """Start an enclave. Raises LaunchError or UnsupportedError, and then leaves nothing behind."""

@@ -1,7 +1,7 @@
 """bubblewrap, where it is installed and the kernel lets it: namespaces of its own for the enclave's process.
 
 It sees the system read-only, no home folders, a /tmp of its own, no other process, and a host name of its own. The
-network stays the host's: clients reach the server through it.
+network stays the host's, for clients reach a server through it, unless it is asked to be left out.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ _HIDDEN = ("/tmp", "/var/tmp", "/run", "/home", "/root", "/mnt", "/media", "/srv
 
 
 def bubblewrap_command(
-    *, directory: Path, readable: Iterable[str], host_name: str | None, command: list[str]
+    *, directory: Path, readable: Iterable[str], host_name: str | None, command: list[str], network: bool = True
 ) -> list[str]:
-    """`command` within namespaces; only `directory` can be written, only `readable` is shown of what is hidden."""
+    """`command` within namespaces; only `directory` can be written, only `readable` is shown of what is hidden.
+
+    Without `network` it has none at all.
+    """
     words = [_bwrap() or "bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    words += [] if network else ["--unshare-net"]
     words += ["--unshare-cgroup-try", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
     for hidden in _HIDDEN:
         if Path(hidden).is_dir() and not Path(hidden).is_symlink():

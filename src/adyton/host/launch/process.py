@@ -11,8 +11,6 @@ import fcntl
 import importlib.metadata
 import json
 import os
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -20,10 +18,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import hashes
+
 import adyton
 from adyton.errors import AdytonError, BundleError, EnclaveDiedError, LaunchError, UnsupportedError
 from adyton.host.bundles import Bundle
 from adyton.host.launch import firmware, hardening
+from adyton.host.launch.child import Child, describe_end, kill_group
 from adyton.host.launch.launcher import Capability, LaunchRequest
 from adyton.host.launch.log_pump import LogPump, open_log
 from adyton.host.launch.namespaces import bubblewrap_command, why_no_namespaces
@@ -81,6 +82,17 @@ class ProcessLauncher:
             ),
         ]
 
+    def prepare(self, bundle: Bundle) -> None:
+        """Nothing: a process starts from the bundle itself."""
+
+    def measurements(self, bundle: Bundle) -> dict[str, object]:
+        """As `Launcher` says."""
+        return bundle.measurements()
+
+    def anchors(self) -> dict[str, bytes]:
+        """The simulation's root."""
+        return {"simulated": SimulatedPlatform.open().root.fingerprint(hashes.SHA256())}
+
     def launch(self, request: LaunchRequest) -> ProcessEnclave:
         """Start one. Its evidence's root is made on first use. Raises LaunchError or UnsupportedError."""
         if request.host_name and self._why_no_namespaces:
@@ -100,7 +112,7 @@ class ProcessLauncher:
                 "bundle_fd": bundle_fd,
             }
             process = self._spawn(request, directory.path, inside)
-            on_failure.callback(_kill, process)
+            on_failure.callback(kill_group, process)
             assert process.stdout is not None
             assert process.stderr is not None
             pump = LogPump({process.stdout: request.stdout_fd, process.stderr: request.stderr_fd}, log_file)
@@ -166,18 +178,15 @@ class ProcessEnclave:
         in_namespaces: bool,
     ) -> None:
         self.control = control
-        self._process = process
+        self._child = Child(process, in_namespaces=in_namespaces)
         self._device = device
         self._pump = pump
         self._directory = directory
-        self._in_namespaces = in_namespaces
-        self._exited = os.pidfd_open(process.pid)  # readable when it has ended, before it is waited for
-        self._reaping = threading.Lock()
 
     @property
     def pid(self) -> int:
         """The child's process id; bubblewrap's where there are namespaces."""
-        return self._process.pid
+        return self._child.pid
 
     def address_of(self, port: int) -> str:
         """The network is the host's."""
@@ -189,57 +198,35 @@ class ProcessEnclave:
 
     def wait(self, timeout_seconds: float) -> bool:
         """As LaunchedEnclave says. What the enclave started and left behind ends with it."""
-        with self._reaping:
-            if self._process.returncode is None:
-                poll = select.poll()
-                poll.register(self._exited, select.POLLIN)
-                if not poll.poll(max(0.0, timeout_seconds) * 1000):
-                    return False
-                _kill(self._process)
-        return True
+        return self._child.wait(timeout_seconds)
 
     def explain(self, *, started: bool) -> AdytonError:
         """As LaunchedEnclave says. The firmware's exit codes become the errors that they stand for."""
         if not self.wait(END_SECONDS):
-            self._kill()
+            self._child.kill()
             self.wait(END_SECONDS)
         self._pump.join(END_SECONDS)
-        status, tail = self._exit_status(), self.log_tail()
+        status, tail = self._child.status, self.log_tail()
         last = tail[-1].removeprefix("firmware: ") if tail else "nothing was logged"
         if not started and status == firmware.EXIT_NOT_THE_BUNDLE:
             return BundleError(last)
         if not started and status in (firmware.EXIT_NO_ROOM, firmware.EXIT_NOT_HARDENED):
             return LaunchError(f"the enclave could not be set up: {last}")
-        how = f"exit code {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
-        return EnclaveDiedError(f"the enclave's process ended: {how}", exit_status=status, log_tail=tail)
+        return EnclaveDiedError(
+            f"the enclave's process ended: {describe_end(status)}", exit_status=status, log_tail=tail
+        )
 
     def close(self) -> None:
         """As LaunchedEnclave says."""
-        self._kill()
+        self._child.kill()
         self.wait(END_SECONDS)
         self._pump.join(END_SECONDS)
-        with self._reaping:
-            if self._exited >= 0:
-                os.close(self._exited)
-                self._exited = -1
+        self._child.close()
         with contextlib.suppress(OSError):
             self._device.shutdown(socket.SHUT_RDWR)
         self._device.close()
         self.control.close()
         self._directory.close()
-
-    def _kill(self) -> None:
-        # Not Popen.kill(), which reaps a process that has ended: its group could not be killed safely any more.
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(self._exited, signal.SIGKILL)
-
-    def _exit_status(self) -> int:
-        status = self._process.returncode
-        if status is None:
-            return -signal.SIGKILL  # the kernel has not finished with it
-        if self._in_namespaces and status - 128 in signal.valid_signals():  # how bubblewrap tells of a signal
-            return 128 - status
-        return status
 
 
 def _socket_pair(on_failure: contextlib.ExitStack, always: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -283,17 +270,3 @@ def _dependency_paths(bundle: Bundle) -> list[str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[str(Path(str(importlib.metadata.distribution(locked.name).locate_file(""))).resolve())] = None
     return list(found)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process that was not waited for yet, with all of its group: it leads a session of its own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -8,7 +8,12 @@ from adyton.errors import UnsupportedError
 from adyton.host.launch.launcher import Launcher
 
 #: Technology → module:class. A launcher is imported when it is asked for.
-LAUNCHERS: dict[str, str] = {"process": "adyton.host.launch.process:ProcessLauncher"}
+LAUNCHERS: dict[str, str] = {
+    "process": "adyton.host.launch.process:ProcessLauncher",
+    "sev-snp": "adyton.host.launch.qemu.confidential_launcher:SevSnpLauncher",
+    "tdx": "adyton.host.launch.qemu.confidential_launcher:TdxLauncher",
+    "vm": "adyton.host.launch.qemu.launcher:QemuLauncher",
+}
 
 
 def launcher(technology: str) -> Launcher:

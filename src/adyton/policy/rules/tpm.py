@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from adyton.policy.readings import ANY, hex_bytes, registers
+from adyton.policy.readings import ANY, hex_bytes, parts, registers
 from adyton.policy.rules._common import events, listed
 from adyton.policy.schema import Field, Schema
+from adyton.tee.tpm.launch import launched
 
 PCRS: Final = 24
 """How many registers a PC client's TPM has (TCG PC Client Platform TPM Profile, section 4.6.1)."""
@@ -25,6 +26,13 @@ TPM: Final = Schema(
     fields=(
         SHA256_PCRS,
         SHA256_EVENTS,
+        Field(
+            key="launch",
+            read=parts(hex_bytes({32})),
+            fact=lambda verified, _: launched(verified.quote.pcrs.get("sha256", {}), verified.quote.events),
+            default={},
+            mend="this part was changed on its way to the machine, or your policy is of another build",
+        ),
         listed(
             "platforms",
             32,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from adyton.errors import EvidenceError, UnsupportedError
 from adyton.tee._device import REPORT_DATA_BYTES, HardwareDevice, stapled_certificates, stapled_event_log
@@ -11,8 +11,10 @@ from adyton.tee._kernel import Kernel
 from adyton.tee._tpm_commands import Tpm
 from adyton.tee._tpm_quote import DEFAULT_PCRS, EVENT_LOG, check_pcrs, collect_quote
 from adyton.tee._tpm_transport import opened_tpm
-from adyton.tee.azure.format import HclReport, encode_azure, parse_hcl
 from adyton.tee.evidence import Evidence
+
+if TYPE_CHECKING:
+    from adyton.tee.azure.format import HclReport
 
 HCL_REPORT_INDEX: Final = 0x01400001
 USER_DATA_INDEX: Final = 0x01400002
@@ -57,6 +59,9 @@ class AzureDevice(HardwareDevice):
             _hcl_size(Tpm(self._kernel, descriptor))
 
     def _collect(self, report_data: bytes) -> Evidence:
+        # Not above: every guest with a TPM looks whether it is Azure's, and most are not.
+        from adyton.tee.azure.format import encode_azure
+
         with opened_tpm(self._kernel) as descriptor:
             tpm = Tpm(self._kernel, descriptor)
             size = _hcl_size(tpm)
@@ -75,6 +80,8 @@ class AzureDevice(HardwareDevice):
 
     def _refreshed(self, tpm: Tpm, size: int, report_data: bytes) -> tuple[bytes, HclReport]:
         """The report once it is about our user data, as it is in NV memory and parsed."""
+        from adyton.tee.azure.format import parse_hcl
+
         deadline = self._kernel.monotonic() + REFRESH_SECONDS
         while True:
             report = tpm.nv_read(HCL_REPORT_INDEX, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -43,6 +44,7 @@ class Plain(adyton.TrustedApplication):
             "data": lambda _: self.context.data_directory,
             "environ": lambda _: sorted(os.environ),
             "env": lambda name: os.environ[name],
+            "exhaust": lambda _: [b"x" * (1 << 20) for _ in itertools.count()],
             "exit": lambda code: os._exit(int(code)),
             "fds": lambda _: _descriptors(),
             "flags": lambda _: sys.flags,
@@ -50,13 +52,16 @@ class Plain(adyton.TrustedApplication):
             "leave": lambda seconds: subprocess.Popen(_python(f"import time; time.sleep({seconds})")).pid,
             "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
             "large": lambda size: "x" * int(size),
+            "list": lambda path: sorted(each.name for each in Path(path).iterdir()),
             "modules": lambda _: sorted({name.partition(".")[0] for name in sys.modules}),
             "origin": lambda name: getattr(sys.modules[name], "__file__", None),
             "parent": lambda _: os.kill(os.getppid(), 0),
             "pid": lambda _: os.getpid(),
             "print": lambda text: print(text, flush=True),
             "raise": _raise,
+            "reach": lambda address: socket.create_connection(address.rsplit(":", 1), 5).close(),
             "read": lambda path: len(Path(path).read_bytes()),
+            "show": lambda path: Path(path).read_text(),
             "sleep": lambda seconds: time.sleep(float(seconds)),
             "spawn": lambda _: subprocess.run(_python("print(1)"), check=True).returncode,
             "status": _raise_status,

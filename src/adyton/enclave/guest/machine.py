@@ -1,0 +1,211 @@
+"""The guest's kernel, asked for what its first process needs. Standard library only, and Linux only."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NoReturn
+
+from adyton.errors import LaunchError
+
+MODULES: Final = Path("/lib/modules/adyton")
+#: Where the enclave's process may write. Half of the memory at most.
+DATA: Final = "/enclave/data"
+#: The user that the enclave's process runs as.
+ENCLAVE_UID: Final = 1000
+
+_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
+_LOCKED_DOWN: Final = _NOSUID | _NODEV | _NOEXEC
+_MOUNTS: Final = (
+    ("proc", "/proc", _LOCKED_DOWN, "hidepid=2"),
+    ("sysfs", "/sys", _LOCKED_DOWN | _RDONLY, ""),
+    ("devtmpfs", "/dev", _NOSUID | _NOEXEC, ""),
+    ("tmpfs", "/run", _LOCKED_DOWN, "mode=0755,size=8m"),
+    ("tmpfs", DATA, _LOCKED_DOWN, f"mode=0700,uid={ENCLAVE_UID},gid={ENCLAVE_UID},size=50%"),
+)
+#: Those that a kernel may lack.
+_OPTIONAL_MOUNTS: Final = (
+    ("securityfs", "/sys/kernel/security", _LOCKED_DOWN, ""),
+    ("configfs", "/sys/kernel/config", _LOCKED_DOWN, ""),
+)
+_FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273}
+_POWER_OFF: Final = 0x4321FEDC
+_DESCRIPTORS: Final = 16384
+
+#: Virtio's number of a device, and the module that drives it (Virtual I/O Device specification 1.2, section 5).
+_VIRTIO_MODULES: Final = {1: "virtio_net", 4: "virtio_rng", 19: "vmw_vsock_virtio_transport", 33: "nsm"}
+#: A flag in /proc/cpuinfo that only a guest has, and the module that speaks to the processor's firmware.
+_PROCESSOR_MODULES: Final = {"tdx_guest": "tdx_guest"}
+#: SEV-SNP's flag says what the processor can; this device, which the kernel makes, that it runs as such a guest.
+_SEV_GUEST: Final = Path("/sys/bus/platform/devices/sev-guest")
+#: A TPM that is no PC's; its driver is a module on AArch64, and built in elsewhere.
+_PLATFORM_TPM: Final = "*.tpm_tis"
+
+# ioctl numbers of <linux/sockios.h>
+_SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
+_IFF_UP, _RTF_UP, _RTF_GATEWAY = 1, 1, 2
+_ANSWER_MS: Final = 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount_file_systems() -> None:
+    """What a Linux program expects to find, each with as few rights as it needs."""
+    for kind, target, flags, options in _MOUNTS:
+        Path(target).mkdir(parents=True, exist_ok=True)
+        _mount(kind, target, flags, options)
+    for kind, target, flags, options in _OPTIONAL_MOUNTS:
+        with contextlib.suppress(OSError):
+            _mount(kind, target, flags, options)
+
+
+def _mount(kind: str, target: str, flags: int, options: str) -> None:
+    if _libc.mount(kind.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()):
+        number = ctypes.get_errno()
+        raise OSError(number, f"mount {kind}: {os.strerror(number)}", target)
+
+
+def load_modules() -> None:
+    """Load the drivers of the devices that are here, as far as the image has them and the kernel has not built them in.
+
+    The kernel itself loads nothing: there is no modprobe in the image.
+    """
+    order = _module_order()
+    for name in _wanted_modules():
+        for each in order.get(name, ()):
+            _load_module(each)
+    if Path("/sys/kernel/config").is_dir():
+        with contextlib.suppress(OSError):  # configfs may have come as a module just now
+            _mount("configfs", "/sys/kernel/config", _LOCKED_DOWN, "")
+
+
+def _wanted_modules() -> Iterator[str]:
+    for device in sorted(Path("/sys/bus/virtio/devices").glob("*/device")):
+        number = int(device.read_text(), 16)
+        if number in _VIRTIO_MODULES:
+            yield _VIRTIO_MODULES[number]
+    if _SEV_GUEST.exists():
+        yield "sev_guest"
+    if any(_SEV_GUEST.parent.glob(_PLATFORM_TPM)):
+        yield "tpm_tis"
+    flags = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].split()
+    yield from (module for flag, module in _PROCESSOR_MODULES.items() if flag in flags)
+
+
+def _module_order() -> dict[str, tuple[str, ...]]:
+    """Each module of the image → what to load for it, itself last."""
+    file = MODULES / "order"
+    if not file.is_file():
+        return {}
+    lines = (line.partition(":") for line in file.read_text().splitlines())
+    return {name: (*needed.split(), name) for name, _, needed in lines}
+
+
+def _load_module(name: str) -> None:
+    descriptor = os.open(MODULES / f"{name}.ko", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number = _FINIT_MODULE[os.uname().machine]
+        if _libc.syscall(number, descriptor, b"", 0) and ctypes.get_errno() != errno.EEXIST:
+            raise OSError(ctypes.get_errno(), f"module {name}: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
+
+
+def bring_up_loopback() -> None:
+    """Let the enclave's process and this one speak to each other over TCP."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        _set_up(any_socket, "lo")
+
+
+def has_network() -> bool:
+    """Whether the host gave the machine a network card, which it does where enclave.toml asks for one."""
+    return Path("/sys/class/net/eth0").exists()
+
+
+def bring_up_network() -> None:
+    """Give the card the addresses of QEMU's user network, which are always the same."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for request, address in ((_SIOCSIFADDR, "10.0.2.15"), (_SIOCSIFNETMASK, "255.255.255.0")):
+            fcntl.ioctl(any_socket, request, struct.pack("16s16s8x", b"eth0", _inet(address)))
+        _set_up(any_socket, "eth0")
+        anywhere, gateway = _inet("0.0.0.0"), _inet("10.0.2.2")  # noqa: S104  not an address to listen on
+        route = struct.pack("Q16s16s16sH", 0, anywhere, gateway, anywhere, _RTF_UP | _RTF_GATEWAY)
+        fcntl.ioctl(any_socket, _SIOCADDRT, route.ljust(120, b"\0"))
+    Path("/etc").mkdir(exist_ok=True)
+    Path("/etc/resolv.conf").write_text("nameserver 10.0.2.3\n")
+
+
+def _set_up(any_socket: socket.socket, interface: str) -> None:
+    fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH22x", interface.encode(), _IFF_UP))
+
+
+def _inet(address: str) -> bytes:
+    """A sockaddr_in without port."""
+    return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
+
+
+def connect_inside(port: str) -> socket.socket | None:
+    """A connection to what listens on that port in here; None if nothing does, or it is no port."""
+    if not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65536:
+        return None
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        if connection.connect_ex((address, int(port))) in (0, errno.EINPROGRESS) and not _is_refused(connection):
+            return connection
+        connection.close()
+    return None
+
+
+def _is_refused(connection: socket.socket) -> bool:
+    """Loopback answers at once, but for a listener whose queue is full: that one is waited for elsewhere."""
+    poll = select.poll()
+    poll.register(connection, select.POLLOUT)
+    poll.poll(_ANSWER_MS)
+    return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+
+def set_clock(time_ns: int) -> None:
+    """The host's time. It could as well turn the machine's own clock."""
+    time.clock_settime_ns(time.CLOCK_REALTIME, time_ns)
+
+
+def name_it(host_name: str) -> None:
+    """The host's name for the machine, and what a resolver needs to find itself."""
+    socket.sethostname(host_name)
+    Path("/etc").mkdir(exist_ok=True)
+    Path("/etc/hosts").write_text(f"127.0.0.1 localhost {host_name}\n::1 localhost\n")
+    Path("/etc/passwd").write_text(f"root:x:0:0::/:\nenclave:x:{ENCLAVE_UID}:{ENCLAVE_UID}::{DATA}:\n")
+
+
+def has_run_out_of_memory() -> bool:
+    """Whether the kernel has killed a process for want of memory since the machine started."""
+    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(counters.get("oom_kill", "0")) > 0
+
+
+def raise_limits() -> None:
+    """Enough descriptors for every stream of the trunk, here and in the enclave's process."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
+
+
+def spare_this_process() -> None:
+    """Without memory, another process is killed and not this one, which tells the host of it."""
+    Path("/proc/self/oom_score_adj").write_text("-1000")
+
+
+def power_off() -> NoReturn:
+    """The end of the machine."""
+    os.sync()
+    _libc.reboot(_POWER_OFF)
+    raise LaunchError("the machine can't be powered off")

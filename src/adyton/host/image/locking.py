@@ -1,0 +1,55 @@
+"""Which lock an image is built by: the bundle's own, or this machine's, which is made on first use and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from adyton.errors import ConfigurationError
+from adyton.host.image.apt import KERNEL_PREFIX, PACKAGES, resolve
+from adyton.host.image.architecture import Architecture
+from adyton.host.image.cache import Cache
+from adyton.host.image.lock import FILE_NAME, RELOCK, ImageLock, LockedPackage, parse_image_lock
+
+_KEPT = {"lock": "this machine's"}
+
+
+def choose_lock(
+    bundle: Mapping[str, bytes], architectures: Iterable[Architecture], cache: Cache, say: Callable[[str], None]
+) -> ImageLock:
+    """The lock for these architectures. `bundle`: path → content. Raises ConfigurationError, UnsupportedError."""
+    if FILE_NAME in bundle:
+        return parse_image_lock(bundle[FILE_NAME])
+    kept = cache.noted(_KEPT).get("text")
+    lock = parse_image_lock(kept.encode()) if kept else ImageLock(packages={})
+    if missing := {each for each in architectures if each.name not in lock.packages}:
+        return _keep(ImageLock(packages={**lock.packages, **_resolve(missing)}), cache, say)
+    return lock
+
+
+def relock(architectures: Iterable[Architecture], cache: Cache, say: Callable[[str], None]) -> ImageLock:
+    """Lock what Debian's index has now, and keep it as this machine's lock. Raises UnsupportedError."""
+    return _keep(ImageLock(packages=_resolve(set(architectures))), cache, say)
+
+
+def _resolve(architectures: set[Architecture]) -> dict[str, tuple[LockedPackage, ...]]:
+    return {each.name: resolve(each) for each in architectures}
+
+
+def _keep(lock: ImageLock, cache: Cache, say: Callable[[str], None]) -> ImageLock:
+    cache.note(_KEPT, {"text": lock.encode().decode()})
+    say(f"locked Debian's packages for {' and '.join(sorted(lock.packages))}; an {FILE_NAME} in the project keeps them")
+    return lock
+
+
+def locked_packages(lock: ImageLock, architecture: Architecture) -> tuple[LockedPackage, ...]:
+    """What `lock` has for an architecture: exactly what an image is made of. Raises ConfigurationError."""
+    packages = lock.packages.get(architecture.name, ())
+    names = {each.name for each in packages}
+    kernels = [name for name in names if name.startswith(KERNEL_PREFIX)]
+    if missing := sorted(set(PACKAGES) - names):
+        raise ConfigurationError(f"{FILE_NAME} lacks {missing[0]} for {architecture.name}", mend=RELOCK)
+    if len(kernels) != 1:
+        raise ConfigurationError(f"{FILE_NAME} should have one kernel for {architecture.name}", mend=RELOCK)
+    if needless := sorted(names - set(PACKAGES) - set(kernels)):
+        raise ConfigurationError(f"{FILE_NAME} has {needless[0]}, which no image needs", mend=RELOCK)
+    return packages

@@ -1,0 +1,1 @@
+"""Enclaves in virtual machines of QEMU."""

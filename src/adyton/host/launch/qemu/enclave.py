@@ -1,0 +1,228 @@
+"""A running virtual machine, seen by the manager; a LaunchedEnclave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from typing import IO, Final
+
+from adyton.errors import AdytonError, ControlProtocolError, EnclaveDiedError, LaunchError
+from adyton.host.launch.child import Child, describe_end
+from adyton.host.launch.log_pump import LogPump
+from adyton.host.launch.namespaces import why_no_namespaces
+from adyton.host.launch.private_directory import PrivateDirectory
+from adyton.host.launch.qemu.monitor import Monitor
+from adyton.host.launch.qemu.ports import HostPorts
+from adyton.host.launch.qemu.vtpm import Vtpm
+from adyton.proto.frames import Stream
+from adyton.proto.guest import MAX_REPORT_BYTES, BootDocument, Ended, Started, parse_report
+from adyton.proto.trunk_loop import TrunkLoop
+
+#: How long a machine whose control connection ended may take to power off before it is killed.
+END_SECONDS: Final = 10.0
+#: A guest that has not answered for so long hangs. Longer than a minute, for which a laptop may be closed.
+HANG_SECONDS: Final = 90.0
+PING_SECONDS: Final = 5.0
+WATCH_SECONDS: Final = 0.5
+_PANIC: Final = re.compile(r"Kernel panic - not syncing: (.{1,200})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachments:
+    """What a machine has on the host. The sockets are the host's ends, and all of it is the machine's to close."""
+
+    trunk: socket.socket
+    monitor: socket.socket
+    tpm: Vtpm | None
+    ports: HostPorts
+    directory: PrivateDirectory
+
+
+class VmEnclave:
+    """A started machine and everything on the host that belongs to it. `sinks`: for stdout, for stderr, for all."""
+
+    control: Stream
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        *,
+        memory_mb: int,
+        boot: BootDocument,
+        attached: Attachments,
+        sinks: tuple[int | None, int | None, int | None],
+    ) -> None:
+        self._child = Child(process, in_namespaces=not why_no_namespaces())
+        self._memory_mb = memory_mb
+        self._tpm = attached.tpm
+        self._ports = attached.ports
+        self._directory = attached.directory
+        self._started: Started | None = None
+        self._ended: Ended | None = None
+        self._why_killed = ""
+        self._closing = threading.Event()
+        stdout, stdout_outside = _stream()
+        stderr, stderr_outside = _stream()
+        report, report_outside = socket.socketpair()
+        self._offered = {"stdout": stdout_outside, "stderr": stderr_outside, "report": report_outside}
+        assert process.stdout is not None
+        assert process.stderr is not None
+        to_stdout, to_stderr, to_file = sinks
+        pipes = {stdout: to_stdout, stderr: to_stderr, process.stdout: None, process.stderr: None}
+        self._pump = LogPump(pipes, to_file)
+        self._monitor = Monitor(attached.monitor)
+        self._trunk = attached.trunk
+        self._loop = TrunkLoop(self._trunk.fileno(), side="host", accept=self._accept)
+        self.control = self._connect(boot)
+        self._ports.start(lambda listener, port: self._loop.listen(listener, f"tcp:{port}"))
+        self._carrying = threading.Thread(target=self._carry, name="adyton-trunk", daemon=True)
+        self._carrying.start()
+        threading.Thread(target=self._listen, args=(report,), name="adyton-report", daemon=True).start()
+        threading.Thread(target=self._watch, name="adyton-watch", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id; bubblewrap's where there are namespaces."""
+        return self._child.pid
+
+    @property
+    def started(self) -> Started | None:
+        """How long the guest's kernel had run at some moments, by its own clock; None until the guest said so."""
+        return self._started
+
+    def address_of(self, port: int) -> str:
+        """A listener of this process carries each connection into the guest."""
+        return self._ports.address_of(port)
+
+    def log_tail(self) -> tuple[str, ...]:
+        """As LaunchedEnclave says; what the guest's kernel and QEMU printed is among it."""
+        return self._pump.tail()
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """As LaunchedEnclave says."""
+        return self._child.wait(timeout_seconds)
+
+    def explain(self, *, started: bool) -> AdytonError:
+        """As LaunchedEnclave says: whether the machine was killed, could not start, panicked, or its enclave ended."""
+        if not self.wait(END_SECONDS):
+            self._kill("the virtual machine did not power off")
+            self.wait(END_SECONDS)
+        self._pump.join(END_SECONDS)
+        tail, status = self.log_tail(), self._child.status
+        if self._ended is not None:
+            return EnclaveDiedError(self._how_it_ended(self._ended), exit_status=self._ended.status, log_tail=tail)
+        if self._why_killed or self._monitor.stopped_for:
+            why = self._why_killed or f"the virtual machine stopped: {self._monitor.stopped_for}"
+            return EnclaveDiedError(why, exit_status=status, log_tail=tail)
+        if panics := [found for line in self._pump.tail(100) if (found := _PANIC.search(line))]:
+            panic = panics[-1][1].strip()
+            why = self._out_of_memory() if "memory" in panic else f"the guest's kernel panicked: {panic}"
+            return EnclaveDiedError(why, exit_status=status, log_tail=tail)
+        if status > 0 and not started:
+            return LaunchError(f"QEMU can't start the virtual machine: {tail[-1] if tail else 'it said nothing'}")
+        how = "it powered off" if status == 0 else f"QEMU ended: {describe_end(status)}"
+        return EnclaveDiedError(f"the virtual machine is gone: {how}", exit_status=status, log_tail=tail)
+
+    def close(self) -> None:
+        """As LaunchedEnclave says."""
+        self._closing.set()
+        self._child.kill()
+        self._child.wait(END_SECONDS)
+        self._loop.close()
+        self._carrying.join(END_SECONDS)
+        self._trunk.close()
+        self._pump.join(END_SECONDS)
+        self._child.close()
+        self._monitor.close()
+        if self._tpm is not None:
+            self._tpm.close()
+        self._ports.close()
+        self.control.close()
+        for each in self._offered.values():
+            each.close()
+        self._directory.close()
+
+    def _how_it_ended(self, ended: Ended) -> str:
+        if ended.out_of_memory and ended.status < 0:
+            return self._out_of_memory()
+        return f"the enclave's process ended: {describe_end(ended.status)}"
+
+    def _out_of_memory(self) -> str:
+        return f"the guest ran out of memory ({self._memory_mb} MB: enclave.toml, vm.memory_mb)"
+
+    def _connect(self, boot: BootDocument) -> socket.socket:
+        document, document_outside = socket.socketpair()
+        self._loop.open("boot", document_outside)
+        threading.Thread(target=_send, args=(document, boot.encode()), name="adyton-boot", daemon=True).start()
+        control, control_outside = socket.socketpair()
+        self._loop.open("control", control_outside)
+        return control
+
+    def _accept(self, kind: str) -> socket.socket | None:
+        return self._offered.pop(kind, None)
+
+    def _carry(self) -> None:
+        try:
+            self._loop.run()
+        except ControlProtocolError as problem:
+            self._kill(f"the guest broke the trunk's protocol: {problem.message}")
+        for each in list(self._offered.values()):
+            each.close()
+
+    def _listen(self, report: socket.socket) -> None:
+        """Take the guest's reports."""
+        with report, contextlib.suppress(OSError), report.makefile("rb") as lines:
+            while line := lines.readline(MAX_REPORT_BYTES):
+                try:
+                    said = parse_report(line)
+                except ControlProtocolError as problem:
+                    self._kill(problem.message)
+                    return
+                if isinstance(said, Started):
+                    self._started = said
+                else:
+                    self._ended = said
+
+    def _watch(self) -> None:
+        """Until the end, see that the TPM lives, that the machine goes on, and that the guest answers."""
+        asked = 0.0
+        while not self._closing.wait(WATCH_SECONDS) and not self._child.wait(0):
+            if self._tpm is not None and self._tpm.process.poll() is not None:
+                self._kill(f"the virtual machine's TPM is gone: {self._tpm.explain()}")
+            elif self._monitor.stuck.is_set():
+                self._child.kill()
+            elif self._started is not None:
+                asked = self._ask(asked)
+
+    def _ask(self, asked: float) -> float:
+        """Ask the guest whether it goes on; `asked` and the result are when the last question was put, 0 for never."""
+        now, answered = time.monotonic(), self._loop.last_pong or 0.0
+        if answered >= asked and now - asked >= PING_SECONDS:
+            self._loop.ping()
+            return now
+        if answered < asked and now - asked > HANG_SECONDS:
+            self._kill(f"the guest hangs: it has not answered for {HANG_SECONDS:.0f} s")
+        return asked
+
+    def _kill(self, why: str) -> None:
+        self._why_killed = self._why_killed or why
+        self._child.kill()
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1)  # until it is taken
+
+
+def _stream() -> tuple[IO[bytes], socket.socket]:
+    """A stream that the log's pump reads, and its other end."""
+    inner, outer = socket.socketpair()
+    return os.fdopen(inner.detach(), "rb", buffering=0), outer

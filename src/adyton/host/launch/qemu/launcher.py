@@ -1,0 +1,247 @@
+"""The virtual machine's launcher: QEMU outside, a measured image inside, one trunk between them.
+
+Another kernel than the host's, and evidence by a TPM of what was booted. The TPM is a program on the host, so the
+host's owner is trusted: this *emulates* what a cloud's machine with a measured boot does, and what SEV-SNP and TDX
+protect from the host itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes
+
+from adyton.bundle.settings import VmSettings
+from adyton.errors import LaunchError, UnsupportedError
+from adyton.host.bundles import Bundle
+from adyton.host.image.image import Image, build_image
+from adyton.host.image.measurements import measure_vm, with_measured
+from adyton.host.image.reference.hcrtm import launch_document
+from adyton.host.launch.child import kill_group
+from adyton.host.launch.launcher import Capability, LaunchRequest
+from adyton.host.launch.log_pump import open_log
+from adyton.host.launch.namespaces import why_no_namespaces
+from adyton.host.launch.private_directory import PrivateDirectory
+from adyton.host.launch.qemu.accelerator import choose_accelerator
+from adyton.host.launch.qemu.enclave import Attachments, VmEnclave
+from adyton.host.launch.qemu.firmware import find_firmware, find_ovmf
+from adyton.host.launch.qemu.machine import PACKAGES, Machine, Protection, linux_command_line
+from adyton.host.launch.qemu.ports import HostPorts
+from adyton.host.launch.qemu.sandbox import sandboxed
+from adyton.host.launch.qemu.vtpm import Vtpm
+from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
+from adyton.host.launch.spawner import spawn
+from adyton.proto.guest import BootDocument
+
+KERNEL, INITRD, FIRMWARE = "/boot/kernel", "/boot/initrd", "/boot/firmware"
+_log = logging.getLogger(__name__)
+
+
+class QemuLauncher:
+    """Starts enclaves in virtual machines. `architecture`: None is the host's; `accelerator`: None is what works."""
+
+    technology = "vm"
+    warning = "emulated: whoever controls this machine can read the virtual machine's memory and make its TPM sign"
+
+    def __init__(self, *, architecture: str | None = None, accelerator: str | None = None) -> None:
+        self._architecture = architecture or platform.machine()
+        self._accelerator = accelerator
+
+    def capabilities(self) -> list[Capability]:
+        """What this machine has of what a virtual machine needs."""
+        program = f"qemu-system-{self._architecture}"
+        return [
+            _program("launch", program, f"apt install {PACKAGES.get(self._architecture, program)}"),
+            _program("tpm", "swtpm", "apt install swtpm"),
+            _firmware(),
+            Capability(
+                name="sandbox",
+                available=not why_no_namespaces(),
+                detail=why_no_namespaces() or "bubblewrap: QEMU sees its own files, and no network",
+            ),
+        ]
+
+    def prepare(self, bundle: Bundle) -> None:
+        """Build the image, which fetches its parts the first time. Raises what `build_image` raises."""
+        self._build(bundle)
+
+    def measurements(self, bundle: Bundle) -> dict[str, object]:
+        """As `Launcher` says; of the image that this machine builds."""
+        image, settings = self._build(bundle), bundle.settings.vm
+        firmware = find_ovmf() if settings.firmware == "ovmf" else None
+        command_line = linux_command_line(image.architecture)
+        measured = measure_vm(image, settings, command_line=command_line, firmware=firmware)
+        return with_measured(bundle.measurements(), measured)
+
+    def anchors(self) -> dict[str, bytes]:
+        """The root of this machine's virtual TPMs."""
+        return {"tpm": VtpmAuthority.open().root.fingerprint(hashes.SHA256())}
+
+    def launch(self, request: LaunchRequest) -> VmEnclave:
+        """Start one. Raises LaunchError, UnsupportedError, BundleError, or ConfigurationError."""
+        self._check(request)
+        image = self._build(request.bundle)
+        settings = request.bundle.settings.vm
+        with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
+            directory = PrivateDirectory()
+            on_failure.callback(directory.close)
+            booted = _booted(image, directory.path)
+            command_line = linux_command_line(image.architecture)
+            tpm = self._start_tpm(settings, directory.path, booted.digests)
+            if tpm is not None:
+                on_failure.callback(tpm.close)
+            ports = HostPorts(request.address)
+            on_failure.callback(ports.close)
+            for port in request.ports:
+                ports.reserve(port)
+            trunk, trunk_inside = _socket_pair(on_failure, always)
+            monitor, monitor_inside = _socket_pair(on_failure, always)
+            firmware = self._find_firmware(settings)
+            files = {KERNEL: image.kernel, INITRD: booted.initrd}
+            if isinstance(firmware, Path):
+                files[FIRMWARE] = firmware
+            machine = Machine(
+                architecture=image.architecture,
+                accelerator=self._accelerator or choose_accelerator(image),
+                memory_mb=settings.memory_mb,
+                cpus=settings.cpus,
+                firmware=FIRMWARE if isinstance(firmware, Path) else firmware,
+                kernel=KERNEL,
+                initrd=INITRD,
+                command_line=command_line,
+                trunk_fd=trunk_inside.fileno(),
+                monitor_fd=monitor_inside.fileno(),
+                tpm_fd=tpm.qemu_fd if tpm else None,
+                network=request.bundle.settings.network.outbound,
+                protection=self._protection(request.bundle),
+            )
+            log_file = _log_file(request, always)
+            process = _spawn(machine, files)
+            on_failure.callback(kill_group, process)
+            if tpm is not None:
+                tpm.release()
+            boot = BootDocument(
+                time_ns=time.time_ns(),
+                host_name=request.host_name or "enclave",
+                event_log=tpm.event_log if tpm else b"",
+                certificates=tpm.certificates if tpm else (),
+            )
+            enclave = VmEnclave(
+                process,
+                memory_mb=settings.memory_mb,
+                boot=boot,
+                attached=Attachments(trunk=trunk, monitor=monitor, tpm=tpm, ports=ports, directory=directory),
+                sinks=(request.stdout_fd, request.stderr_fd, log_file),
+            )
+            on_failure.pop_all()
+        return enclave
+
+    def _check(self, request: LaunchRequest) -> None:
+        program = f"qemu-system-{self._architecture}"
+        if not shutil.which(program):
+            raise UnsupportedError(
+                f"{program} is not installed", mend=f"apt install {PACKAGES.get(self._architecture, program)}"
+            )
+        if request.stdin_fd is not None:
+            raise UnsupportedError("stdin_fd: a virtual machine has no standard input of its host's")
+
+    def _find_firmware(self, settings: VmSettings) -> Path | str | None:
+        return find_firmware(self._architecture, settings.firmware)
+
+    def _start_tpm(self, settings: VmSettings, directory: Path, digests: dict[str, bytes]) -> Vtpm | None:
+        """A TPM that has measured what is booted, unless the firmware is to do so."""
+        document = None
+        if settings.firmware == "none":
+            document = launch_document(digests, linux_command_line(self._architecture))
+        return Vtpm.start(_folder(directory / "tpm"), document=document, authority=VtpmAuthority.open())
+
+    def _protection(self, _: Bundle) -> Protection | None:
+        return None
+
+    def _build(self, bundle: Bundle) -> Image:
+        return build_image(bundle, architecture=self._architecture, say=_log.info)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Booted:
+    """What the machine boots, as it lies in the enclave's own folder; measured there."""
+
+    initrd: Path
+    digests: dict[str, bytes]
+
+
+def _booted(image: Image, directory: Path) -> _Booted:
+    """Put the initramfs together, and measure what is put together; the kernel is measured where it lies."""
+    initrd, digests = directory / "initrd", {}
+    try:
+        with initrd.open("wb") as target:
+            for name, part in (("system", image.system), ("application", image.application)):
+                data = part.read_bytes()
+                digests[name] = hashlib.sha256(data).digest()
+                target.write(data)
+        initrd.chmod(0o444)
+        digests["kernel"] = hashlib.sha256(image.kernel.read_bytes()).digest()
+    except OSError as problem:
+        raise LaunchError(f"the machine's image can't be put into {directory}: {problem.strerror}") from problem
+    return _Booted(initrd=initrd, digests=digests)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(mode=0o700)
+    return path
+
+
+def _spawn(machine: Machine, files: dict[str, Path]) -> subprocess.Popen[bytes]:
+    command = sandboxed(machine.arguments(), files=files, network=machine.network, devices=machine.devices)
+    descriptors = (machine.trunk_fd, machine.monitor_fd, *(() if machine.tpm_fd is None else (machine.tpm_fd,)))
+    try:
+        return spawn(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=descriptors,
+            env={"PATH": "/usr/bin:/bin:/usr/local/bin"},
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as problem:
+        raise LaunchError(f"QEMU can't be started: {problem}") from problem
+
+
+def _socket_pair(on_failure: contextlib.ExitStack, always: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """The host's end, closed on failure, and QEMU's, which the host closes in any case."""
+    mine, theirs = socket.socketpair()
+    on_failure.callback(mine.close)
+    always.callback(theirs.close)
+    return mine, theirs
+
+
+def _log_file(request: LaunchRequest, always: contextlib.ExitStack) -> int | None:
+    if request.log_directory is None:
+        return None
+    descriptor = open_log(request.log_directory / f"{request.name}.log")
+    always.callback(os.close, descriptor)
+    return descriptor
+
+
+def _firmware() -> Capability:
+    try:
+        return Capability(name="ovmf", available=True, detail=str(find_ovmf()))
+    except UnsupportedError as problem:
+        return Capability(name="ovmf", available=False, detail=f"{problem.message}: {problem.mend}")
+
+
+def _program(name: str, program: str, mend: str) -> Capability:
+    found = shutil.which(program)
+    return Capability(name=name, available=found is not None, detail=found or f"{program} is not installed: {mend}")

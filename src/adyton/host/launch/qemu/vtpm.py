@@ -1,0 +1,200 @@
+"""A virtual machine's TPM: swtpm, in a process of its own, with a thread of ours between its control channel and QEMU.
+
+Whoever controls the host controls it all: it gives evidence of a TPM's shape, and protects from nobody there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+from pathlib import Path
+from typing import Final, Self
+
+from adyton.errors import AdytonError, LaunchError, UnsupportedError
+from adyton.host.image.reference.hcrtm import event_log
+from adyton.host.launch.log_pump import LogPump
+from adyton.host.launch.namespaces import bubblewrap_command, why_no_namespaces
+from adyton.host.launch.qemu.swtpm_control import SECONDS, Command, SwtpmControl, pass_on
+from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
+from adyton.host.launch.spawner import spawn
+from adyton.tee._kernel import LinuxKernel
+from adyton.tee._tpm_commands import Tpm
+from adyton.tee._tpm_structures import parse_public
+from adyton.tee._tpm_transport import TpmTransport, check_response_code
+from adyton.tee.tpm.launch import MAX_BYTES
+
+END_SECONDS: Final = 2.0
+"""How long a process that was killed, and the threads that read from it, may take to end."""
+STATE_BYTES: Final = 16 * 1024
+"""A new TPM's state takes less; where there is no room for that, a failure needs no other reason."""
+
+_STARTUP, _SHUTDOWN = 0x144, 0x145
+_CLEAR: Final = struct.pack(">H", 0)
+_TIED: Final = ("setpriv", "--pdeathsig", "KILL", "--", "/bin/sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
+"""Killed with the thread that started it; the test closes the race with a host that ends meanwhile."""
+
+
+class Vtpm:
+    """A running TPM 2.0 that is new with each machine, and that its maker has certified. Safe in threads."""
+
+    process: subprocess.Popen[bytes]
+    """Has ended when the TPM is gone. It is bubblewrap's where there are namespaces."""
+    certificates: tuple[bytes, ...]
+    """DER: the certificate of the attestation key that `TpmDevice` has on this TPM, then the root's."""
+    event_log: bytes
+    """That PCR 0 has the document; empty if there is none."""
+
+    def __init__(self, directory: Path, document: bytes | None) -> None:
+        """Start the process; `start` makes a TPM of it."""
+        self.event_log = b"" if document is None else event_log(document)
+        self._fault = ""
+        self._ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self.process = _start(directory, theirs.fileno())
+            except BaseException:
+                self._ours.close()
+                raise
+        assert self.process.stdout is not None
+        self._pump = LogPump({self.process.stdout: None}, None)
+        self._control = SwtpmControl(self._ours)
+        self._qemu, self._proxy = socket.socketpair()
+        self._thread = threading.Thread(target=self._pass_on, args=(document,), name="adyton-vtpm", daemon=True)
+
+    @classmethod
+    def start(cls, directory: Path, *, document: bytes | None, authority: VtpmAuthority) -> Self:
+        """A TPM whose state is in `directory`, which is private, empty, and its caller's to remove.
+
+        `document` is what each start and reset of the machine measures into PCR 0 before anything else (4096 bytes at
+        most, else ValueError); None leaves measuring to the firmware. Raises UnsupportedError or LaunchError.
+        """
+        if document is not None and len(document) > MAX_BYTES:
+            raise ValueError(f"a launch document has {MAX_BYTES} bytes at most, not {len(document)}")
+        vtpm = cls(directory, document)
+        try:
+            vtpm.certificates = authority.certify(_manufacture(vtpm._control))
+            vtpm._thread.start()
+        except BaseException as problem:
+            vtpm.close()
+            if not isinstance(problem, (AdytonError, OSError)):
+                raise
+            raise vtpm._failure(problem, directory) from problem
+        return vtpm
+
+    def _failure(self, problem: Exception, directory: Path) -> LaunchError:
+        """swtpm itself does not say why it could not write."""
+        full = shutil.disk_usage(directory).free < STATE_BYTES
+        mend = f"make room in {directory}: its file system is full" if full else ""
+        message = (
+            f"the virtual TPM could not be made: {problem}; swtpm logged: {'; '.join(self.log_tail()) or 'nothing'}"
+        )
+        return LaunchError(message, mend=mend)
+
+    @property
+    def qemu_fd(self) -> int:
+        """For QEMU alone: `-chardev socket,id=tpm,fd=N -tpmdev emulator,id=t0,chardev=tpm`. After `release`, -1."""
+        return self._qemu.fileno()
+
+    def release(self) -> None:
+        """QEMU has been started and has `qemu_fd`: give up ours, so that the TPM ends when QEMU does."""
+        self._qemu.close()
+
+    def log_tail(self) -> tuple[str, ...]:
+        """The last lines that swtpm logged, oldest first."""
+        return self._pump.tail()
+
+    def explain(self) -> str:
+        """In one line, how the TPM is, or why it is gone: swtpm's status and the last that it said."""
+        status = self.process.poll()
+        how = self._fault or ("swtpm runs" if status is None else f"swtpm ended with status {status}")
+        return ": ".join((how, *self.log_tail()[-1:]))
+
+    def close(self) -> None:
+        """End it, and leave nothing behind. Safe to call twice."""
+        self.process.kill()
+        self._wait()
+        with contextlib.suppress(OSError):
+            self._proxy.shutdown(socket.SHUT_RDWR)
+        if self._thread.ident is not None:
+            self._thread.join(END_SECONDS)
+        self._pump.join(END_SECONDS)
+        for each in (self._qemu, self._proxy, self._ours):
+            each.close()
+
+    def _wait(self) -> None:
+        """Until the process has ended, but not for ever."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
+
+    def _pass_on(self, document: bytes | None) -> None:
+        try:
+            pass_on(self._proxy, self._control, document)
+            self._control.require(Command.SHUTDOWN)
+            self._wait()
+        except LaunchError as problem:
+            self._fault = str(problem)
+        except TimeoutError:
+            self._fault = f"swtpm did not answer within {SECONDS:g} s"
+        except OSError:
+            self._wait()  # its status says what happened
+        finally:
+            self.process.kill()  # no TPM without us between
+            self._proxy.close()
+
+
+def _start(directory: Path, control_fd: int) -> subprocess.Popen[bytes]:
+    """swtpm on that control channel, without a network and without other files where bubblewrap works.
+
+    It names no path: folders may have spaces, commas and long names. It ends with this process, whatever ends that.
+    """
+    swtpm = shutil.which("swtpm")
+    if swtpm is None:
+        raise UnsupportedError("swtpm is not installed", mend="Debian, Ubuntu: apt install swtpm")
+    command = [swtpm, "socket", "--tpm2", "--tpmstate", "dir=.", "--ctrl", f"type=unixio,clientfd={control_fd}"]
+    if why_no_namespaces():
+        command = [*_TIED, str(os.getpid()), *command]
+    else:
+        command = bubblewrap_command(
+            directory=directory, readable=[swtpm], host_name=None, command=command, network=False
+        )
+    try:
+        return spawn(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(control_fd,),
+            env={},
+            cwd=directory,
+            start_new_session=True,
+        )
+    except OSError as problem:
+        raise LaunchError(f"swtpm can't be started: {problem}") from problem
+
+
+def _manufacture(control: SwtpmControl) -> bytes:
+    """The SubjectPublicKeyInfo of the new TPM's attestation key. QEMU finds the TPM as if it had never run."""
+    control.require(Command.INIT, bytes(4))
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(SECONDS), 0))
+        with theirs:
+            control.require(Command.SET_DATAFD, descriptors=[theirs.fileno()])
+        kernel = LinuxKernel()
+        transport = TpmTransport(kernel, ours.fileno())
+        _carry_out(transport, "STARTUP", _STARTUP)
+        with Tpm(kernel, ours.fileno()).attestation_key() as (_, public):
+            spki = parse_public(public).spki
+        _carry_out(transport, "SHUTDOWN", _SHUTDOWN)
+    control.require(Command.STOP)  # swtpm sees that `ours` has ended before it sees this
+    return spki
+
+
+def _carry_out(transport: TpmTransport, name: str, code: int) -> None:
+    response_code, _ = transport.attempt(code, (), _CLEAR, password=False)
+    check_response_code(name, response_code)

@@ -1,0 +1,71 @@
+"""Virtual machines for tests: what they need here, what belongs to one on the host, and what may not be left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from observing import children_of, eventually
+
+from adyton.host.launch.qemu.launcher import QemuLauncher
+from adyton.host.manager import EnclaveClient
+from adyton.tee.tpm.verify import VerifiedTpm, verify_tpm
+
+QEMU = f"qemu-system-{platform.machine()}"
+_MISSING = [name for name in (QEMU, "swtpm", "apt-get") if shutil.which(name) is None]
+
+boots = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(_MISSING), reason=f"machines need what is not here: {', '.join(_MISSING)}"),
+]
+"""The marks of every test that starts a machine."""
+LOAD_SECONDS = 90.0
+"""How long a machine may take to start where others start too."""
+
+
+def process_of(program: str) -> int:
+    """The process id of the one `program` that this process has started, directly or not."""
+    (found,) = [pid for pid in children_of(os.getpid()) if _command(pid) == program[:15]]
+    return found
+
+
+def quoted(enclave: EnclaveClient) -> VerifiedTpm:
+    """What the enclave's evidence proves to whoever trusts this host's TPMs."""
+    evidence = enclave.collect_evidence(bytes(64), timeout_seconds=60)
+    return verify_tpm(evidence, anchors={QemuLauncher().anchors()["tpm"]}, now=datetime.now(UTC))
+
+
+@contextlib.contextmanager
+def nothing_left(directory: Path) -> Iterator[None]:
+    """What is begun within it must be gone at its end: processes, threads, descriptors, folders in `directory`.
+
+    The thread that starts processes stays.
+    """
+    processes, threads, descriptors = set(children_of(os.getpid())), set(threading.enumerate()), _descriptors()
+    yield
+    eventually(lambda: set(children_of(os.getpid())) <= processes)
+    eventually(lambda: not [each for each in set(threading.enumerate()) - threads if each.name != "adyton-spawner"])
+    eventually(lambda: len(_descriptors()) <= len(descriptors))
+    assert not list(directory.glob("enclave-*"))
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _descriptors() -> list[str]:
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists the folder
+            found.append(str(entry.readlink()))
+    return found
