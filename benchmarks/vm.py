@@ -26,7 +26,7 @@ from pathlib import Path
 
 os.environ["GRPC_VERBOSITY"] = "NONE"  # read as gRPC is loaded, whose core logs each connection that comes to nothing
 
-from parties import PROJECT, ROOT, descendants
+from parties import PROJECT, ROOT, descendants, process_seconds
 from translator.translator_pb2 import GetTranslationRequest
 from translator.translator_pb2_grpc import TranslatorStub
 
@@ -81,17 +81,31 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What QEMU, with what it is confined by, has used: CPU time, and the most memory of its largest process."""
+
+    cpu_seconds: float
+    megabytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One turn of each. `megabytes`: the most memory of the host's that QEMU had in use."""
+    """One turn of each: seconds that passed, and what the two machines used of the host."""
 
     bare: float
     full: Times
-    megabytes: float
+    bare_usage: Usage
+    full_usage: Usage
 
     @property
     def ratio(self) -> float:
         """The whole beside the bare boot."""
         return sum(self.full.values()) / self.bare
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The same, in CPU time of QEMU."""
+        return self.full_usage.cpu_seconds / self.bare_usage.cpu_seconds
 
 
 def subject(memory_mb: int) -> Subject:
@@ -110,7 +124,7 @@ def subject(memory_mb: int) -> Subject:
 # --- the bare machine
 
 
-def bare_boot(of: Subject) -> float:
+def bare_boot(of: Subject) -> tuple[float, Usage]:
     """Seconds from the start of QEMU until the kernel would run its first process."""
     mine, theirs = zip(*(socket.socketpair() for _ in range(2)), strict=True)
     with contextlib.ExitStack() as stack:
@@ -146,7 +160,7 @@ def bare_machine(of: Subject, descriptors: Sequence[int]) -> Machine:
     )
 
 
-def seconds_to_init(machine: Machine, kernel: Path, initrd: Path) -> float:
+def seconds_to_init(machine: Machine, kernel: Path, initrd: Path) -> tuple[float, Usage]:
     files = {KERNEL: kernel, INITRD: initrd}
     command = sandboxed(machine.arguments(), files=files, network=False, devices=machine.devices)
     begun = time.monotonic()
@@ -162,7 +176,7 @@ def seconds_to_init(machine: Machine, kernel: Path, initrd: Path) -> float:
             assert process.stdout is not None
             for line in process.stdout:  # it ends by itself: a kernel without a first process panics, and QEMU ends
                 if BARE_ENDS in line:
-                    return time.monotonic() - begun
+                    return time.monotonic() - begun, usage_of(process.pid)
         finally:
             kill_group(process)
     raise SystemExit("bench vm: the bare machine did not come as far as /init")
@@ -171,8 +185,8 @@ def seconds_to_init(machine: Machine, kernel: Path, initrd: Path) -> float:
 # --- the whole
 
 
-def full_boot(of: Subject) -> tuple[Times, float]:
-    """Seconds of each phase until the first attested RPC is answered, and the most memory that QEMU had in use."""
+def full_boot(of: Subject) -> tuple[Times, Usage]:
+    """Seconds of each phase until the first attested RPC is answered, and what QEMU used for it."""
     launcher = QemuLauncher(accelerator=of.accelerator)
     clock = Clock()
     launcher.prepare(of.bundle)  # as EnclaveManager.load does, which does all of this
@@ -190,7 +204,7 @@ def full_boot(of: Subject) -> tuple[Times, float]:
             address = initialized(machine, control)
             clock.lap(INITIALIZE)
             first_call(address, of.policy, clock)
-            return clock.times, megabytes_of(machine.pid)
+            return clock.times, usage_of(machine.pid)
 
 
 class Clock:
@@ -241,13 +255,12 @@ def first_call(address: str, policy: Policy, clock: Clock) -> None:
     assert answer.translated_word == "sanctuary"
 
 
-def megabytes_of(pid: int) -> float:
-    """The most that QEMU, the largest of that process and what it started, has had in memory."""
-    most = 0
-    for each in descendants(pid) | {pid}:
-        status = Path(f"/proc/{each}/status").read_text()
-        most = max(most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")))
-    return most / 1024
+def usage_of(pid: int) -> Usage:
+    """Of that process and of those that it has started."""
+    pids = descendants(pid) | {pid}
+    statuses = [Path(f"/proc/{each}/status").read_text() for each in pids]
+    peaks = [int(line.split()[1]) for text in statuses for line in text.splitlines() if line.startswith("VmHWM:")]
+    return Usage(cpu_seconds=sum(map(process_seconds, pids)), megabytes=max(peaks) / 1024)
 
 
 # --- the report
@@ -256,9 +269,9 @@ def megabytes_of(pid: int) -> float:
 def measured(of: Subject, rounds: int) -> list[Round]:
     found = []
     for _ in range(rounds):
-        bare = bare_boot(of)
-        full, megabytes = full_boot(of)
-        found.append(Round(bare=bare, full=full, megabytes=megabytes))
+        bare, bare_usage = bare_boot(of)
+        full, full_usage = full_boot(of)
+        found.append(Round(bare=bare, full=full, bare_usage=bare_usage, full_usage=full_usage))
     return found
 
 
@@ -277,7 +290,10 @@ def table(found: Mapping[int, Sequence[Round]]) -> Iterator[str]:
         yield _row(phase, [[each.full[phase] for each in rounds] for rounds in columns])
     yield _row("all of these", [[sum(each.full.values()) for each in rounds] for rounds in columns])
     yield _row("beside the bare boot of its round", [[each.ratio for each in rounds] for rounds in columns])
-    yield _row("memory of the host's, MB", [[each.megabytes for each in rounds] for rounds in columns], digits=0)
+    yield _row("CPU time of QEMU, bare boot", [[each.bare_usage.cpu_seconds for each in rounds] for rounds in columns])
+    yield _row("CPU time of QEMU, the whole", [[each.full_usage.cpu_seconds for each in rounds] for rounds in columns])
+    yield _row("beside the bare boot's of its round", [[each.cpu_ratio for each in rounds] for rounds in columns])
+    yield _row("memory of the host's, MB", [[each.full_usage.megabytes for each in rounds] for rounds in columns], 0)
 
 
 def _row(title: str, columns: Sequence[Sequence[float]], digits: int = 2) -> str:
@@ -289,7 +305,7 @@ def head(of: Subject, rounds: int) -> str:
     parts = ", ".join(f"{name} {size:.1f} MB" for name, size in sizes.items())
     return (
         f"{of.image.architecture}, {of.accelerator}, {os.cpu_count()} CPUs, Linux {of.image.kernel_version}; "
-        f"image: {parts}. Medians of {rounds} rounds, and in brackets the least and the most."
+        f"image: {parts}.\nMedians of {rounds} rounds, and in brackets the least and the most."
     )
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from observing import children_of, eventually
 
+from adyton.errors import UnsupportedError
+from adyton.host.launch.qemu.firmware import find_firmware
 from adyton.host.launch.qemu.launcher import QemuLauncher
 from adyton.host.manager import EnclaveClient
 from adyton.tee.tpm.verify import VerifiedTpm, verify_tpm
@@ -21,11 +23,21 @@ from adyton.tee.tpm.verify import VerifiedTpm, verify_tpm
 QEMU = f"qemu-system-{platform.machine()}"
 _MISSING = [name for name in (QEMU, "swtpm", "apt-get") if shutil.which(name) is None]
 
+
+def _why_no_ovmf() -> str:
+    try:
+        find_firmware(platform.machine(), "ovmf")
+    except UnsupportedError as problem:
+        return str(problem)
+    return ""
+
+
 boots = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(_MISSING), reason=f"machines need what is not here: {', '.join(_MISSING)}"),
 ]
 """The marks of every test that starts a machine."""
+needs_ovmf = pytest.mark.skipif(bool(_why_no_ovmf()), reason=_why_no_ovmf())
 LOAD_SECONDS = 90.0
 """How long a machine may take to start where others start too."""
 

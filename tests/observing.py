@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -32,10 +33,12 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def children_of(ancestor: int) -> list[int]:
-    """Process ids of everything that a process has started, and what that has started."""
-    found = [
-        int(pid) for task in Path(f"/proc/{ancestor}/task").iterdir() for pid in (task / "children").read_text().split()
-    ]
+    """Process ids of everything that a process has started, and what that has started. Some may have just ended."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError):
+        for task in Path(f"/proc/{ancestor}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, (task / "children").read_text().split())
     return [*found, *(each for child in found for each in children_of(child))]
 
 

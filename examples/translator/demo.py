@@ -73,7 +73,7 @@ class Stage:
 def load(stage: Stage, bundle: adyton.Bundle) -> tuple[adyton.EnclaveClient, str]:
     step(f"2. Start it in an enclave, on {stage.launcher.technology!r}")
     show(stage.launcher.warning)
-    stage.launcher.prepare(bundle)
+    stage.launcher.prepare(bundle, show)
     begun = time.monotonic()
     enclave, address = stage.start("translator", bundle)
     show(f"Server started on {address}, after {time.monotonic() - begun:.1f} s")

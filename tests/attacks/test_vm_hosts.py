@@ -7,6 +7,7 @@ code of the enclave that has turned, with the rights that the enclave has.
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -46,7 +47,7 @@ from adyton.host.image.image import Image, build_image
 from adyton.host.image.reference.hcrtm import event_log, launch_document
 from adyton.host.image.reference.ovmf import ovmf_events
 from adyton.host.launch.qemu import launcher as qemu
-from adyton.host.launch.qemu.firmware import find_ovmf
+from adyton.host.launch.qemu.firmware import find_firmware
 from adyton.host.launch.qemu.machine import linux_command_line
 from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
@@ -64,6 +65,7 @@ __all__ = [
 ]
 
 pytestmark = [*boots, pytest.mark.timeout(300)]
+HERE = platform.machine()
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ Boot = Callable[[Bundle], str]
 
 
 def image_of(bundle: Bundle) -> Image:
-    return build_image(bundle, architecture="x86_64")
+    return build_image(bundle, architecture=HERE)
 
 
 def changing(monkeypatch: pytest.MonkeyPatch, part: str, folder: Path) -> Callable[[Image, str], tuple[Image, str]]:
@@ -119,7 +121,7 @@ def other_command_line(genuine: str) -> str:
 def test_one_byte_of_what_is_booted_is_refused_by_its_name(
     boot: Boot, attacked: Bundle, accepted: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, part: str
 ) -> None:
-    image, line = changing(monkeypatch, part, tmp_path)(image_of(attacked), linux_command_line("x86_64"))
+    image, line = changing(monkeypatch, part, tmp_path)(image_of(attacked), linux_command_line(HERE))
     digests = {name: sha256(getattr(image, name).read_bytes()) for name in ("kernel", "system", "application")}
     document = launch_document(digests, line)
     error = refusal(boot(attacked), accepted)
@@ -155,7 +157,7 @@ def test_another_machine_of_the_same_image_is_as_good_unless_the_policy_pins_the
 
 
 def launch_log(image: Image) -> bytes:
-    return event_log(launch_document(image.digests(), linux_command_line("x86_64")))
+    return event_log(launch_document(image.digests(), linux_command_line(HERE)))
 
 
 def test_the_log_of_the_image_that_was_asked_for_does_not_hide_another(
@@ -205,7 +207,10 @@ def test_a_tpm_of_another_maker_is_not_trusted(
 
 @pytest.mark.parametrize(
     ("trick", "message"),
-    [("another key", "none of the certificates is its own"), ("a key that certifies itself", "no valid path to the trusted root")],
+    [
+        ("another key", "none of the certificates is its own"),
+        ("a key that certifies itself", "no valid path to the trusted root"),
+    ],
 )
 def test_code_that_has_turned_can_not_quote_in_software(tmp_path: Path, trick: str, message: str) -> None:
     with vm_server(tmp_path) as server:
@@ -236,7 +241,7 @@ def test_code_that_has_turned_can_not_take_back_what_was_measured(tmp_path: Path
 @pytest.fixture(scope="module")
 def with_ovmf(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     try:
-        find_ovmf()
+        find_firmware(HERE, "ovmf")
     except UnsupportedError as problem:
         pytest.skip(str(problem))
     settings = '[vm]\nfirmware = "ovmf"\n'
@@ -263,7 +268,7 @@ def test_firmware_tells_of_one_byte_of_what_is_booted(
     name: str,
 ) -> None:
     policy = vm_policy(with_ovmf)
-    image, line = changing(monkeypatch, part, tmp_path)(image_of(with_ovmf), linux_command_line("x86_64"))
+    image, line = changing(monkeypatch, part, tmp_path)(image_of(with_ovmf), linux_command_line(HERE))
     events = ovmf_events(
         kernel=image.kernel.read_bytes(),
         initrd=image.system.read_bytes() + image.application.read_bytes(),

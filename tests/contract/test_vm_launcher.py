@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from machines import boots
 
 from adyton.testing.launchers import LauncherConformance
+
+pytestmark = boots
 
 
 class TestVirtualMachine(LauncherConformance):

@@ -157,12 +157,13 @@ def test_a_machine_stands_beside_a_bare_boot_and_its_phases_are_all_of_its_time(
         found = {
             title: float(cells[number].split()[0]) for title, cells in rows(done.stdout).items() if title != "seconds"
         }
-        bare, *phases, whole, ratio, host_mb = found.values()
+        bare, *phases, whole, ratio, bare_cpu, whole_cpu, cpu_ratio, host_mb = found.values()
         assert rows(done.stdout)["seconds"][number] == memory
         assert len(phases) == 7
         assert min(bare, *phases) > 0
         assert sum(phases) == pytest.approx(whole, abs=0.05)
         assert whole / bare == pytest.approx(ratio, abs=0.05)
+        assert whole_cpu / bare_cpu == pytest.approx(cpu_ratio, abs=0.05)
         assert host_mb > float(memory.split()[0]) / 2
     verdict = re.search(
         r"^- (met|missed): .* takes ([\d.]+) of a bare boot, the goal is 1.6$", done.stdout, re.MULTILINE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import socket
 import subprocess
@@ -30,7 +31,7 @@ MACHINE = Machine(
 
 def after(words: list[str], option: str) -> list[str]:
     """What follows each `option`."""
-    return [value for word, value in zip(words, words[1:], strict=False) if word == option]
+    return [value for word, value in itertools.pairwise(words) if word == option]
 
 
 def test_what_is_booted_is_said_once() -> None:

@@ -75,7 +75,20 @@ def test_a_machine_that_stops_otherwise_is_not(status: str) -> None:
         assert monitor.stopped_for == ""
 
 
-@pytest.mark.parametrize("nonsense", [b"{}\n", b"no JSON\n", b"[1]\n", b"\xff\n", b'"text"\n', b"x" * (1 << 20)])
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"{}\n",
+        b"no JSON\n",
+        b"[1]\n",
+        b"\xff\n",
+        b'"text"\n',
+        b'{"return": {"status": []}}\n',
+        b"[" * 100_000 + b"\n",
+        b"x" * (1 << 20),
+    ],
+    ids=["empty", "text", "list", "not UTF-8", "string", "no status", "deep", "long"],
+)
 def test_what_is_not_the_protocol_ends_the_listening_and_nothing_else(nonsense: bytes) -> None:
     with monitored() as (monitor, qemu):
         qemu._connection.sendall(nonsense)

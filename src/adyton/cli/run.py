@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace) -> None:
     with _Signals() as signals, EnclaveManager() as manager:
+        launcher(arguments.on).prepare(bundle, say)
         enclave = manager.load(arguments.name or bundle.settings.name, bundle, config, on=arguments.on)
         output = enclave.enter_and_run()
         signals.wait_for_them()

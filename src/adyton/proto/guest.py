@@ -16,6 +16,7 @@ from adyton.errors import ControlProtocolError
 
 MAX_BOOT_DOCUMENT_BYTES: Final = 1024 * 1024
 MAX_REPORT_BYTES: Final = 4096
+_MANY_SECONDS: Final = 1e9
 HOST_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
@@ -95,13 +96,18 @@ def parse_report(line: bytes) -> Started | Ended:
     """Read one. Raises ControlProtocolError."""
     fields = _parse(line, MAX_REPORT_BYTES, "guest's report")
     seconds = [fields.get(name) for name in ("seconds_to_pid1", "seconds_to_fork")]
-    if fields.get("event") == "started" and all(type(each) in (int, float) for each in seconds):
+    if fields.get("event") == "started" and all(map(_is_duration, seconds)):
         to_pid1, to_fork = map(float, seconds)  # type: ignore[arg-type]
         return Started(seconds_to_pid1=to_pid1, seconds_to_fork=to_fork)
     status, out_of_memory = fields.get("status"), fields.get("out_of_memory")
     if fields.get("event") == "ended" and type(status) is int and type(out_of_memory) is bool and abs(status) < 256:
         return Ended(status=status, out_of_memory=out_of_memory)
     raise ControlProtocolError("the guest's report is not one")
+
+
+def _is_duration(value: object) -> bool:
+    """Whether that is a number of seconds; Python's JSON has infinite ones too, and "not a number"."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MANY_SECONDS
 
 
 def _parse(data: bytes, limit: int, what: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,6 +64,10 @@ class Capability:
     detail: str
 
 
+def say_nothing(_: str) -> None:
+    """For a `prepare` whom nobody hears."""
+
+
 class Launcher(Protocol):
     """A technology that enclaves run on."""
 
@@ -77,8 +82,8 @@ class Launcher(Protocol):
     def capabilities(self) -> list[Capability]:
         """What this machine offers to it. The first entry says whether it can launch at all."""
 
-    def prepare(self, bundle: Bundle) -> None:
-        """What takes long the first time and needs no enclave. Raises as `launch`."""
+    def prepare(self, bundle: Bundle, say: Callable[[str], None] = say_nothing) -> None:
+        """What takes long the first time and needs no enclave; `say` is told of it. Raises as `launch`."""
 
     def measurements(self, bundle: Bundle) -> dict[str, object]:
         """The content of measurements.json for what this launcher starts of the bundle. Raises as `prepare`."""

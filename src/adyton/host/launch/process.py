@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from adyton.errors import AdytonError, BundleError, EnclaveDiedError, LaunchErro
 from adyton.host.bundles import Bundle
 from adyton.host.launch import firmware, hardening
 from adyton.host.launch.child import Child, describe_end, kill_group
-from adyton.host.launch.launcher import Capability, LaunchRequest
+from adyton.host.launch.launcher import Capability, LaunchRequest, say_nothing
 from adyton.host.launch.log_pump import LogPump, open_log
 from adyton.host.launch.namespaces import bubblewrap_command, why_no_namespaces
 from adyton.host.launch.private_directory import PrivateDirectory
@@ -82,7 +83,7 @@ class ProcessLauncher:
             ),
         ]
 
-    def prepare(self, bundle: Bundle) -> None:
+    def prepare(self, bundle: Bundle, say: Callable[[str], None] = say_nothing) -> None:
         """Nothing: a process starts from the bundle itself."""
 
     def measurements(self, bundle: Bundle) -> dict[str, object]:

@@ -12,7 +12,7 @@ from adyton.bundle.settings import VmSettings
 from adyton.host.bundles import Bundle
 from adyton.host.image.image import Image
 from adyton.host.image.measurements import Measured, measure_snp, measure_tdx, with_measured
-from adyton.host.launch.launcher import Capability, LaunchRequest
+from adyton.host.launch.launcher import Capability, LaunchRequest, say_nothing
 from adyton.host.launch.qemu.confidential import SEV_SNP, TDX, Confidential
 from adyton.host.launch.qemu.launcher import QemuLauncher
 from adyton.host.launch.qemu.machine import Protection, linux_command_line
@@ -46,10 +46,10 @@ class ConfidentialLauncher(QemuLauncher):
         """None: the vendor's root is known."""
         return {}
 
-    def prepare(self, bundle: Bundle) -> None:
+    def prepare(self, bundle: Bundle, say: Callable[[str], None] = say_nothing) -> None:
         """As QemuLauncher does, on a machine that can start the image. Raises UnsupportedError on any other."""
         self._confidential.check()
-        super().prepare(bundle)
+        super().prepare(bundle, say)
 
     def _check(self, request: LaunchRequest) -> None:
         super()._check(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import socket
@@ -45,7 +46,10 @@ class Attachments:
 
 
 class VmEnclave:
-    """A started machine and everything on the host that belongs to it. `sinks`: for stdout, for stderr, for all."""
+    """A started machine and everything on the host that belongs to it.
+
+    `boot` is for the guest, with the time at which it asks. `sinks` are descriptors for stdout, for stderr, for all.
+    """
 
     control: Stream
 
@@ -79,11 +83,14 @@ class VmEnclave:
         self._monitor = Monitor(attached.monitor)
         self._trunk = attached.trunk
         self._loop = TrunkLoop(self._trunk.fileno(), side="host", accept=self._accept)
-        self.control = self._connect(boot)
+        self._boot = boot
+        self.control, control_outside = socket.socketpair()
+        self._loop.open("control", control_outside)
         self._ports.start(lambda listener, port: self._loop.listen(listener, f"tcp:{port}"))
         self._carrying = threading.Thread(target=self._carry, name="adyton-trunk", daemon=True)
         self._carrying.start()
-        threading.Thread(target=self._listen, args=(report,), name="adyton-report", daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, args=(report,), name="adyton-report", daemon=True)
+        self._listening.start()
         threading.Thread(target=self._watch, name="adyton-watch", daemon=True).start()
 
     @property
@@ -114,6 +121,7 @@ class VmEnclave:
             self._kill("the virtual machine did not power off")
             self.wait(END_SECONDS)
         self._pump.join(END_SECONDS)
+        self._listening.join(END_SECONDS)
         tail, status = self.log_tail(), self._child.status
         if self._ended is not None:
             return EnclaveDiedError(self._how_it_ended(self._ended), exit_status=self._ended.status, log_tail=tail)
@@ -156,15 +164,12 @@ class VmEnclave:
     def _out_of_memory(self) -> str:
         return f"the guest ran out of memory ({self._memory_mb} MB: enclave.toml, vm.memory_mb)"
 
-    def _connect(self, boot: BootDocument) -> socket.socket:
-        document, document_outside = socket.socketpair()
-        self._loop.open("boot", document_outside)
-        threading.Thread(target=_send, args=(document, boot.encode()), name="adyton-boot", daemon=True).start()
-        control, control_outside = socket.socketpair()
-        self._loop.open("control", control_outside)
-        return control
-
     def _accept(self, kind: str) -> socket.socket | None:
+        if kind == "report" and kind in self._offered:  # the guest has come so far that it asks what time it is
+            document, document_outside = socket.socketpair()
+            self._loop.open("boot", document_outside)
+            data = dataclasses.replace(self._boot, time_ns=time.time_ns()).encode()
+            threading.Thread(target=_send, args=(document, data), name="adyton-boot", daemon=True).start()
         return self._offered.pop(kind, None)
 
     def _carry(self) -> None:

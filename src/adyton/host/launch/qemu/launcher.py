@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from adyton.host.image.image import Image, build_image
 from adyton.host.image.measurements import measure_vm, with_measured
 from adyton.host.image.reference.hcrtm import launch_document
 from adyton.host.launch.child import kill_group
-from adyton.host.launch.launcher import Capability, LaunchRequest
+from adyton.host.launch.launcher import Capability, LaunchRequest, say_nothing
 from adyton.host.launch.log_pump import open_log
 from adyton.host.launch.namespaces import why_no_namespaces
 from adyton.host.launch.private_directory import PrivateDirectory
@@ -44,7 +44,6 @@ from adyton.host.launch.spawner import spawn
 from adyton.proto.guest import BootDocument
 
 KERNEL, INITRD, FIRMWARE = "/boot/kernel", "/boot/initrd", "/boot/firmware"
-_log = logging.getLogger(__name__)
 
 
 class QemuLauncher:
@@ -71,9 +70,9 @@ class QemuLauncher:
             ),
         ]
 
-    def prepare(self, bundle: Bundle) -> None:
+    def prepare(self, bundle: Bundle, say: Callable[[str], None] = say_nothing) -> None:
         """Build the image, which fetches its parts the first time. Raises what `build_image` raises."""
-        self._build(bundle)
+        self._build(bundle, say)
 
     def measurements(self, bundle: Bundle) -> dict[str, object]:
         """As `Launcher` says; of the image that this machine builds."""
@@ -168,8 +167,8 @@ class QemuLauncher:
     def _protection(self, _: Bundle) -> Protection | None:
         return None
 
-    def _build(self, bundle: Bundle) -> Image:
-        return build_image(bundle, architecture=self._architecture, say=_log.info)
+    def _build(self, bundle: Bundle, say: Callable[[str], None] = say_nothing) -> Image:
+        return build_image(bundle, architecture=self._architecture, say=say)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,7 @@ from adyton.errors import UnsupportedError
 #: and no jitter entropy: they take half a second under emulation, and nothing in the guest uses either. A ramfs, for a
 #: tmpfs may take half of the memory only, and of 256 MB the image needs more.
 _LINUX: Final = (
-    "panic=-1 loglevel=4 no_timer_check rootfstype=ramfs cryptomgr.notests=1 "
-    "initcall_blacklist=jent_mod_init,crypto_kdf108_init"
+    "panic=-1 loglevel=4 no_timer_check rootfstype=ramfs cryptomgr.notests=1 initcall_blacklist=jent_mod_init"
 )
 _CONSOLES: Final = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 _PROGRAMS: Final = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}

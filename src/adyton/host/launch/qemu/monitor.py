@@ -19,7 +19,6 @@ class Monitor:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self.stopped_for = ""
-        self.shutdown_reason = ""
         self.stuck = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="adyton-monitor", daemon=True)
         self._thread.start()
@@ -32,20 +31,17 @@ class Monitor:
         self._connection.close()
 
     def _listen(self) -> None:
-        with contextlib.suppress(OSError, ValueError), self._connection.makefile("rb") as lines:
+        with contextlib.suppress(OSError, ValueError, RecursionError), self._connection.makefile("rb") as lines:
             self._ask("qmp_capabilities")
-            while line := lines.readline(_MAX_LINE_BYTES):
-                self._take(json.loads(line))
+            while (line := lines.readline(_MAX_LINE_BYTES)) and isinstance(message := json.loads(line), dict):
+                self._take(message)
 
     def _ask(self, command: str) -> None:
         self._connection.sendall(json.dumps({"execute": command}).encode() + b"\n")
 
     def _take(self, message: dict[str, Any]) -> None:
-        event = message.get("event")
-        if event == "SHUTDOWN":
-            self.shutdown_reason = str(message.get("data", {}).get("reason", ""))
-        elif event == "STOP":
+        if message.get("event") == "STOP":
             self._ask("query-status")
-        elif isinstance(status := message.get("return"), dict) and status.get("status") in _STUCK:
-            self.stopped_for = _STUCK[status["status"]]
+        elif isinstance(answer := message.get("return"), dict) and str(answer.get("status")) in _STUCK:
+            self.stopped_for = _STUCK[str(answer["status"])]
             self.stuck.set()

@@ -59,7 +59,7 @@ class Plain(adyton.TrustedApplication):
             "pid": lambda _: os.getpid(),
             "print": lambda text: print(text, flush=True),
             "raise": _raise,
-            "reach": lambda address: socket.create_connection(address.rsplit(":", 1), 5).close(),
+            "reach": _reach,
             "read": lambda path: len(Path(path).read_bytes()),
             "show": lambda path: Path(path).read_text(),
             "sleep": lambda seconds: time.sleep(float(seconds)),
@@ -93,6 +93,11 @@ def _terminate() -> int:
         child.stdout.readline()
         child.terminate()
         return child.wait(30)
+
+
+def _reach(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), 5).close()
 
 
 def _raise(message: str) -> None:
