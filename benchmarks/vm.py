@@ -41,7 +41,7 @@ from adyton.host.launch.qemu.enclave import VmEnclave
 from adyton.host.launch.qemu.firmware import QBOOT, find_firmware
 from adyton.host.launch.qemu.launcher import INITRD, KERNEL, QemuLauncher
 from adyton.host.launch.qemu.machine import Machine, linux_command_line
-from adyton.host.launch.qemu.sandbox import sandboxed
+from adyton.host.launch.qemu.sandbox import new_uid, sandboxed
 from adyton.policy.document import Policy
 from adyton.proto import control_pb2
 from adyton.proto import grpc_application_pb2 as extensions
@@ -162,7 +162,7 @@ def bare_machine(of: Subject, descriptors: Sequence[int]) -> Machine:
 
 def seconds_to_init(machine: Machine, kernel: Path, initrd: Path) -> tuple[float, Usage]:
     files = {KERNEL: kernel, INITRD: initrd}
-    command = sandboxed(machine.arguments(), files=files, network=False, devices=machine.devices)
+    command = sandboxed(machine.arguments(), files=files, network=False, devices=machine.devices, uid=new_uid())
     begun = time.monotonic()
     process = subprocess.Popen(
         command,

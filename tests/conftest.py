@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ):
             (folder / part).mkdir(mode=0o700, exist_ok=True)
             patch.setenv(name, str(folder / part))
-        IMAGE_CACHE.mkdir(parents=True, exist_ok=True)
+        IMAGE_CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / "cache" / "adyton").mkdir(exist_ok=True)
         (folder / "cache" / "adyton" / "image").symlink_to(IMAGE_CACHE.absolute())
         yield folder

@@ -91,12 +91,14 @@ def make_object(*needed: str, machine: int = 62, interpreter: str = "") -> bytes
     return make_elf(sections, machine=machine)
 
 
-def make_deb(members: Sequence[tuple[tarfile.TarInfo, bytes]], *, compression: str = "xz") -> bytes:
+def make_deb(
+    members: Sequence[tuple[tarfile.TarInfo, bytes]], *, compression: str = "xz", form: int = tarfile.GNU_FORMAT
+) -> bytes:
     """A package of these members."""
     content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as archive:
+    with tarfile.open(fileobj=content, mode="w", format=form) as archive:
         for info, data in members:
-            archive.addfile(info, io.BytesIO(data))
+            archive.addfile(info, io.BytesIO(data) if data else None)
     plain = content.getvalue()
     compressed = {"": plain, ".xz": lzma.compress(plain), ".gz": gzip.compress(plain)}
     suffix = f".{compression}" if compression else ""
@@ -118,10 +120,10 @@ def member(
     return info, content
 
 
-def make_wheel(files: Mapping[str, bytes]) -> bytes:
+def make_wheel(files: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     """A wheel of these files; nothing is added."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
     return target.getvalue()

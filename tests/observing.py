@@ -42,6 +42,12 @@ def children_of(ancestor: int) -> list[int]:
     return [*found, *(each for child in found for each in children_of(child))]
 
 
+def status_of(pid: int) -> dict[str, str]:
+    """What the kernel says of a process, by name."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def answer_of(runtime: Runtime, request: Request) -> Reply:
     """What a runtime replies to a request that it accepts and carries out at once."""
     replies: list[Reply] = []

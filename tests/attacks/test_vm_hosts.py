@@ -49,6 +49,7 @@ from adyton.host.image.reference.ovmf import ovmf_events
 from adyton.host.launch.qemu import launcher as qemu
 from adyton.host.launch.qemu.firmware import find_firmware
 from adyton.host.launch.qemu.machine import linux_command_line
+from adyton.host.launch.qemu.sandbox import new_uid
 from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
 from adyton.host.manager import EnclaveManager
@@ -184,7 +185,7 @@ def test_a_log_that_is_not_of_this_boot_explains_nothing(
 def test_the_certificate_of_another_tpm_is_not_this_ones(
     boot: Boot, attacked: Bundle, accepted: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    other = Vtpm.start(tmp_path, document=None, authority=VtpmAuthority.open())
+    other = Vtpm.start(tmp_path, document=None, authority=VtpmAuthority.open(), uid=new_uid())
     other.close()
     tells_the_guest(monkeypatch, certificates=other.certificates)
     error = refusal(boot(attacked), accepted)

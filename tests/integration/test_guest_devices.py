@@ -64,7 +64,7 @@ Load = Callable[[Bundle, str], EnclaveClient]
 class WithoutTpm(QemuLauncher):
     """What the machines of SEV-SNP, TDX, CCA and Nitro have in common."""
 
-    def _start_tpm(self, _settings: VmSettings, _directory: Path, _digests: dict[str, bytes]) -> None:
+    def _start_tpm(self, _settings: VmSettings, _directory: Path, _digests: dict[str, bytes], _uid: int | None) -> None:
         return None
 
 

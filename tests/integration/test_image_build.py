@@ -47,6 +47,7 @@ PROBE = f"""
 import ctypes, os, sys, traceback
 
 def main(began):
+    sys.path.append("/enclave/bundle/app")  # which only the enclave's own process has
     try:
         import {IMPORTS}
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -80,12 +81,11 @@ def image(bundle: Bundle) -> Image:
 
 @pytest.fixture
 def elsewhere() -> Iterator[Path]:
-    """A folder that everyone may use, with a cache of all that was fetched and nothing that was built."""
+    """A folder that everyone may look at, with a cache of all that was fetched and nothing that was built."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         for part in ("files", "notes", "scratch"):
             (Path(folder) / "cache" / part).mkdir(parents=True)
-            (Path(folder) / "cache" / part).chmod(0o777)
         for path in (*IMAGE_CACHE.glob("files/*"), *IMAGE_CACHE.glob("notes/*")):
             copy = Path(folder) / "cache" / path.parent.name / path.name
             with contextlib.suppress(FileNotFoundError):  # another test's, gone again
@@ -207,6 +207,8 @@ def test_equal_bundles_are_equal_images_whoever_builds_them_wherever_and_when(
     image: Image, bundle: Bundle, elsewhere: Path, user: int
 ) -> None:
     (elsewhere / "bundle").write_bytes(bundle.data)
+    for path in (elsewhere / "cache", *(elsewhere / "cache").rglob("*")):
+        os.chown(path, user, -1)
     environment = {"HOME": "/nonexistent", "TZ": "Pacific/Apia", "LANG": "tr_TR.UTF-8", "PYTHONHASHSEED": "4711"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(elsewhere / "bundle"), HERE, str(elsewhere / "cache"), str(user)],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import os
+import pwd
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 from machines import LOAD_SECONDS, QEMU, boots, needs_ovmf, nothing_left, process_of, quoted
+from observing import status_of
 from probe import probe_pb2, probe_pb2_grpc
 
 import adyton
@@ -23,6 +26,7 @@ from adyton.host.launch.qemu import enclave as enclave_module
 from adyton.host.launch.qemu import launcher as launcher_module
 from adyton.host.launch.qemu import sandbox as sandbox_module
 from adyton.host.launch.qemu.launcher import QemuLauncher
+from adyton.host.launch.qemu.sandbox import new_uid
 from adyton.host.manager import EnclaveClient, EnclaveManager
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.proto.enclave_pb2 import EnclaveConfig
@@ -54,9 +58,9 @@ def port_of(enclave: EnclaveClient) -> int:
     return enclave.enter_and_run().Extensions[extensions.actual_server_port]
 
 
-def status_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+def run_as(uid: str, command: list[str]) -> int:
+    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--", *command]
+    return subprocess.run(words, capture_output=True, timeout=30, check=False).returncode
 
 
 # --- what is measured is what is quoted
@@ -209,16 +213,30 @@ def test_qemu_has_neither_rights_nor_a_network_nor_the_hosts_files(manager: Encl
     pid = process_of(QEMU)
     status = status_of(pid)
     assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
-    if os.geteuid() == 0:
-        assert set(status["Uid"].split()) == {"65534"}
-        assert status["Groups"] == ""
     assert Path(f"/proc/{pid}/net/dev").read_text().count(":") == 1  # the loopback interface
     for namespace in ("net", "pid", "ipc", "uts", "mnt"):
         assert Path(f"/proc/{pid}/ns/{namespace}").readlink() != Path(f"/proc/self/ns/{namespace}").readlink()
     root = Path(f"/proc/{pid}/root")
     assert sorted(each.name for each in (root / "boot").iterdir()) == ["initrd", "kernel"]
-    for hidden in (home / "private", Path(__file__), Path("/etc/passwd"), Path("/root"), Path("/home")):
+    data = Path(os.environ["XDG_DATA_HOME"])
+    for hidden in (home / "private", data, Path(__file__), Path("/etc/shadow"), Path("/etc/passwd"), Path("/root")):
+        assert hidden.exists()
         assert not (root / hidden.relative_to("/")).exists()
+
+
+@pytest.mark.skipif(new_uid() is None, reason="only root has other users to give")
+def test_a_machine_and_its_tpm_are_a_user_that_no_other_process_is(manager: EnclaveManager) -> None:
+    load(manager)
+    pid = process_of(QEMU)
+    (uid,) = {number for each in (pid, process_of("swtpm")) for number in status_of(each)["Uid"].split()}
+    assert status_of(pid)["Gid"].split() == [uid] * 4
+    assert status_of(pid)["Groups"] == ""
+    assert uid not in {"0", "65534", str(new_uid())}
+    with pytest.raises(KeyError):
+        pwd.getpwuid(int(uid))
+    read = ["cat", f"/proc/{pid}/maps"]
+    assert run_as("65534", read) != 0
+    assert run_as(uid, read) == 0  # so it is the user that keeps others out
 
 
 def test_without_bubblewrap_it_starts_with_qemus_own_filter(

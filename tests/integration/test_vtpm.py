@@ -22,11 +22,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from observing import status_of
 
 from adyton.errors import EvidenceError, LaunchError, UnsupportedError
 from adyton.host.image.reference.hcrtm import EV_EFI_HCRTM_EVENT, launch_document
 from adyton.host.launch.namespaces import why_no_namespaces
-from adyton.host.launch.qemu import vtpm as vtpm_module
+from adyton.host.launch.qemu import sandbox
+from adyton.host.launch.qemu.sandbox import new_uid
 from adyton.host.launch.qemu.swtpm_control import Command, SwtpmControl, pass_on
 from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import LEAF_LIFETIME, ROOT_COMMON_NAME, VtpmAuthority
@@ -108,7 +110,7 @@ def running(
 ) -> Iterator[tuple[Vtpm, Qemu]]:
     """A TPM, and a machine on it that has started."""
     directory.mkdir(exist_ok=True)
-    vtpm = Vtpm.start(directory, document=document, authority=authority)
+    vtpm = Vtpm.start(directory, document=document, authority=authority, uid=new_uid())
     with contextlib.closing(vtpm), contextlib.closing(Qemu(vtpm)) as qemu:
         qemu.reset()
         yield vtpm, qemu
@@ -374,12 +376,13 @@ def test_a_tpm_ends_with_its_host(tmp_path: Path, namespaces: bool) -> None:
     script = """
 import sys
 from pathlib import Path
-from adyton.host.launch.qemu import vtpm
+from adyton.host.launch.qemu import sandbox
+from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
 if sys.argv[2] == "False":
-    vtpm.why_no_namespaces = lambda: "for the test"
-directory = Path(sys.argv[1])
-running = vtpm.Vtpm.start(directory, document=None, authority=VtpmAuthority.open(directory))
+    sandbox.why_no_namespaces = lambda: "for the test"
+directory, authority = Path(sys.argv[1]), VtpmAuthority.open(Path(sys.argv[1]))
+running = Vtpm.start(directory, document=None, authority=authority, uid=sandbox.new_uid())
 print(running.process.pid, flush=True)
 sys.stdin.read()
 """
@@ -396,18 +399,62 @@ sys.stdin.read()
 
 
 @needs_swtpm
-def test_a_tpm_has_neither_a_network_nor_other_files(tmp_path: Path, authority: VtpmAuthority) -> None:
+def test_a_tpm_has_neither_rights_nor_a_network_nor_the_hosts_files(tmp_path: Path, authority: VtpmAuthority) -> None:
     if why_no_namespaces():
         pytest.skip(why_no_namespaces())
-    directory, beside = tmp_path / "tpm", tmp_path / "beside"
-    beside.mkdir()
-    with running(directory, authority) as (vtpm, _):
-        proc = Path(f"/proc/{children(vtpm.process.pid)[-1]}")
+    with running(tmp_path / "tpm", authority) as (vtpm, _):
+        pid = children(vtpm.process.pid)[-1]
+        proc, status = Path(f"/proc/{pid}"), status_of(pid)
         assert (proc / "exe").readlink().name == "swtpm"
+        assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
         assert (proc / "net/dev").read_text().count(":") == 1  # the loopback interface
-        assert list((proc / "root" / directory.relative_to("/")).iterdir())
-        assert not (proc / "root" / beside.relative_to("/")).exists()
-        assert "Seccomp:\t2\n" in (proc / "status").read_text()
+        assert {each.name for each in (proc / "root/state").iterdir()} >= {"tpm2-00.permall"}
+        assert not list((proc / "root/boot").iterdir())
+        for hidden in (tmp_path, Path(os.environ["XDG_DATA_HOME"]), Path("/etc/shadow"), Path("/var"), Path(__file__)):
+            assert hidden.exists()
+            assert not (proc / "root" / hidden.relative_to("/")).exists()
+
+
+@needs_swtpm
+@pytest.mark.skipif(new_uid() is None, reason="only root has other users to give")
+def test_two_tpms_are_two_users(tmp_path: Path, authority: VtpmAuthority) -> None:
+    uids = new_uid(), new_uid()
+    for name, uid in zip("ab", uids, strict=True):
+        (tmp_path / name).mkdir()
+        vtpm = Vtpm.start(tmp_path / name, document=DOCUMENT, authority=authority, uid=uid)
+        with contextlib.closing(vtpm):
+            status = status_of(children(vtpm.process.pid)[-1])
+        assert set(status["Uid"].split()) == set(status["Gid"].split()) == {str(uid)}
+        assert status["Groups"] == ""
+        assert (tmp_path / name).stat().st_uid == uid
+    assert len({0, 65534, *uids}) == 4
+
+
+@needs_swtpm
+def test_a_root_of_few_users_starts_a_tpm_without_rights(tmp_path: Path) -> None:
+    """As in a container that has no other users to give: there it stays what it is, in a user namespace."""
+    if why_no_namespaces():
+        pytest.skip(why_no_namespaces())
+    script = """
+import sys
+from pathlib import Path
+from adyton.host.launch.qemu.sandbox import new_uid
+from adyton.host.launch.qemu.vtpm import Vtpm
+from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
+from observing import children_of, status_of
+authority, directory = VtpmAuthority.open(Path(sys.argv[1])), Path(sys.argv[2])
+assert new_uid() is None
+vtpm = Vtpm.start(directory, document=None, authority=authority, uid=None)
+print(status_of(max(children_of(vtpm.process.pid)))["CapEff"])
+vtpm.close()
+"""
+    directory = tmp_path / "tpm"
+    directory.mkdir()
+    in_container = ["bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL", "--dev-bind", "/", "/"]
+    command = [*in_container, sys.executable, "-c", script, str(tmp_path), str(directory)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    assert int(done.stdout, 16) == 0
 
 
 @needs_swtpm
@@ -417,7 +464,7 @@ def test_a_folder_may_have_any_name(
     tmp_path: Path, authority: VtpmAuthority, name: str, namespaces: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not namespaces:
-        monkeypatch.setattr(vtpm_module, "why_no_namespaces", lambda: "for the test")
+        monkeypatch.setattr(sandbox, "why_no_namespaces", lambda: "for the test")
     with running(tmp_path / name, authority) as (vtpm, qemu):
         assert pcr_0(qemu, vtpm, authority) == pcr0(DOCUMENT)
         assert list((tmp_path / name).glob("tpm2-00.permall"))
@@ -425,9 +472,10 @@ def test_a_folder_may_have_any_name(
 
 @needs_swtpm
 def test_closing_twice_leaves_nothing_behind(tmp_path: Path, authority: VtpmAuthority) -> None:
-    Vtpm.start(tmp_path, document=DOCUMENT, authority=authority).close()  # starts the thread that starts children
+    with running(tmp_path / "before", authority):
+        pass  # starts the thread that starts children
     descriptors, threads = open_descriptors(), threading.active_count()
-    vtpm = Vtpm.start(tmp_path, document=DOCUMENT, authority=authority)
+    vtpm = Vtpm.start(tmp_path, document=DOCUMENT, authority=authority, uid=new_uid())
     pids = children(vtpm.process.pid)
     vtpm.close()
     vtpm.close()
@@ -449,19 +497,19 @@ def test_a_folder_that_can_not_hold_the_state_is_refused(tmp_path: Path, authori
     (tmp_path / "file").touch()
     descriptors = open_descriptors()
     with pytest.raises(LaunchError, match=r"swtpm can't be started: .*Not a directory"):
-        Vtpm.start(tmp_path / "file", document=DOCUMENT, authority=authority)
+        Vtpm.start(tmp_path / "file", document=DOCUMENT, authority=authority, uid=new_uid())
     assert open_descriptors() == descriptors
 
 
 @needs_swtpm
 def test_a_tpm_that_can_not_be_made_leaves_nothing_behind(tmp_path: Path, authority: VtpmAuthority) -> None:
-    good, bad = tmp_path / "good", tmp_path / "bad"
-    good.mkdir()
-    Vtpm.start(good, document=None, authority=authority).close()  # starts the thread that starts children
+    bad = tmp_path / "bad"
+    with running(tmp_path / "good", authority):
+        pass  # starts the thread that starts children
     (bad / "tpm2-00.permall").mkdir(parents=True)  # where the state's file should be
     descriptors, threads = open_descriptors(), threading.active_count()
     with pytest.raises(LaunchError, match=r"the virtual TPM could not be made: .*; swtpm logged: swtpm: .*Error"):
-        Vtpm.start(bad, document=None, authority=authority)
+        Vtpm.start(bad, document=None, authority=authority, uid=new_uid())
     assert (open_descriptors(), threading.active_count()) == (descriptors, threads)
 
 
@@ -473,6 +521,7 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from adyton.errors import LaunchError
+from adyton.host.launch.qemu.sandbox import new_uid
 from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
 authority, directory = VtpmAuthority.open(Path(sys.argv[1])), Path(sys.argv[2])
@@ -483,7 +532,7 @@ try:
 except OSError:
     pass
 try:
-    Vtpm.start(directory, document=None, authority=authority)
+    Vtpm.start(directory, document=None, authority=authority, uid=new_uid())
 except LaunchError as problem:
     print(problem)
 """
@@ -501,12 +550,12 @@ def test_without_swtpm_it_is_said_how_to_get_it(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnsupportedError, match=r"swtpm is not installed .*apt install swtpm"):
-        Vtpm.start(tmp_path, document=None, authority=authority)
+        Vtpm.start(tmp_path, document=None, authority=authority, uid=new_uid())
 
 
 def test_a_document_that_is_too_large_is_refused(tmp_path: Path, authority: VtpmAuthority) -> None:
     with pytest.raises(ValueError, match="4096 bytes at most, not 4097"):
-        Vtpm.start(tmp_path, document=bytes(4097), authority=authority)
+        Vtpm.start(tmp_path, document=bytes(4097), authority=authority, uid=new_uid())
 
 
 # --- the authority

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import struct
 from collections import defaultdict
 from contextlib import suppress
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from trunks import frame
 
 from adyton.errors import ControlProtocolError
 from adyton.proto.trunk import (
@@ -28,16 +28,11 @@ from adyton.proto.trunk import (
     Trunk,
 )
 
-
-def _frame(kind: int, number: int, payload: bytes) -> bytes:
-    return struct.pack(">BII", kind, number, len(payload)) + payload
-
-
 payloads = st.sampled_from([b"", b"\0", b"\x01", b"\x03", b"boot", bytes(4), b"\0\0\x01\0", bytes(8), bytes(32000)])
 frames = st.one_of(
-    st.builds(_frame, st.integers(0, 8), st.integers(0, 4), payloads | st.binary(max_size=70)),
-    st.builds(_frame, st.just(1), st.sampled_from([1, 3]), st.just(b"tcp:1")),
-    st.builds(_frame, st.just(2), st.sampled_from([1, 2]), st.just(bytes(32000))),
+    st.builds(frame, st.integers(0, 8), st.integers(0, 4), payloads | st.binary(max_size=70)),
+    st.builds(frame, st.just(1), st.sampled_from([1, 3]), st.just(b"tcp:1")),
+    st.builds(frame, st.just(2), st.sampled_from([1, 2]), st.just(bytes(32000))),
 )
 garbage = st.lists(frames | st.binary(max_size=20), max_size=30).map(b"".join)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -139,7 +138,8 @@ def test_a_tpm_gets_the_certificates_and_the_log_that_the_launcher_gave(
 
 def test_hardware_that_only_root_may_ask_is_reached_through_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     with brokered(monkeypatch, Tsm(provider="tdx_guest")) as connection:
-        device = find_hardware(certificates=(), broker_fd=os.dup(connection.fileno()))
+        connection.setblocking(True)  # as the enclave's process gets it
+        device = find_hardware(certificates=(), broker_fd=connection.detach())
         assert isinstance(device, BrokeredDevice)
         assert device.tee == "tdx"
         device._connection.close()

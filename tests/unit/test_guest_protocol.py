@@ -105,7 +105,7 @@ def test_any_json_is_a_boot_document_or_an_error_of_the_protocol(value: object) 
 @pytest.mark.parametrize(
     "report",
     [
-        Started(seconds_to_pid1=1.25, seconds_to_fork=2),
+        Started(seconds_to_pid1=1.25, seconds_to_fork=2, pcr0="ab" * 32),
         Ended(status=0, out_of_memory=False),
         Ended(status=-9, out_of_memory=True),
     ],

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import os
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from adyton.errors import ConfigurationError
-from adyton.host.image.cache import Cache, default_cache
+from adyton.host.image.cache import KEPT_SECONDS, Cache, default_cache
+
+FOLDERS = ("", "files", "notes", "scratch")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+def age(*paths: Path, seconds: float = KEPT_SECONDS + 60) -> None:
+    """Let these be last used so long ago."""
+    for path in paths:
+        os.utime(path, (time.time() - seconds,) * 2)
 
 
 def test_a_file_is_found_by_its_digest_and_can_not_be_written_by_accident(tmp_path: Path) -> None:
@@ -75,6 +89,105 @@ def test_a_cache_that_can_not_be_made_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="can't write"):
         Cache(tmp_path / "file" / "cache")
+
+
+def test_the_folders_are_the_users_alone(tmp_path: Path) -> None:
+    for root in (tmp_path / "new" / "cache", tmp_path / "old"):
+        for folder in FOLDERS if root.name == "old" else ():
+            (root / folder).mkdir(mode=0o755)
+        Cache(root)
+        assert [(root / each).stat().st_mode & 0o777 for each in FOLDERS] == [0o700] * 4
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path, folder: str, mode: int) -> None:
+    Cache(tmp_path)
+    (tmp_path / folder).chmod(mode)
+    with pytest.raises(ConfigurationError, match="other users may write to") as problem:
+        Cache(tmp_path)
+    assert "XDG_CACHE_HOME" in problem.value.mend
+    assert (tmp_path / folder).stat().st_mode & 0o777 == mode
+
+
+@needs_root
+@pytest.mark.parametrize("folder", ["..", *FOLDERS])
+def test_a_cache_of_another_user_is_not_used(tmp_path: Path, folder: str) -> None:
+    root = tmp_path / "adyton" / "image"
+    Cache(root)
+    os.chown(root / folder, 65534, -1)
+    with pytest.raises(ConfigurationError, match="other users may write to"):
+        Cache(root)
+
+
+def test_a_cache_may_be_a_link_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "image").symlink_to(tmp_path / "disk")
+    assert Cache(tmp_path / "image").find(Cache(tmp_path / "disk").add(b"content"))
+
+
+@needs_root
+@pytest.mark.parametrize("owned", ["link/image", "disk"])
+def test_a_link_that_another_user_can_lead_elsewhere_is_not_followed(tmp_path: Path, owned: str) -> None:
+    for folder in ("link", "disk/image"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link" / "image").symlink_to(tmp_path / "disk" / "image")
+    os.chown(tmp_path / owned, 65534, -1, follow_symlinks=False)
+    with pytest.raises(ConfigurationError, match="other users may write to"):
+        Cache(tmp_path / "link" / "image")
+
+
+def test_what_nobody_used_for_long_goes_when_something_new_comes(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    old, used, recent = (cache.path(cache.add(content).hex()) for content in (b"old", b"used", b"recent"))
+    cache.note({"a": "old"}, {"b": "1"})
+    cache.note({"a": "used"}, {"b": "2"})
+    left_behind = tmp_path / "scratch" / "killed"
+    (left_behind / "inner").mkdir(parents=True)
+    age(old, used, *(tmp_path / "notes").iterdir(), left_behind)
+    age(recent, seconds=KEPT_SECONDS - 60)
+    assert cache.find(bytes.fromhex(used.name)) == used
+    assert cache.noted({"a": "used"}) == {"b": "2"}
+    assert old.exists()
+    cache.note({"a": "new"}, {"b": "3"})
+    assert set((tmp_path / "files").iterdir()) == {used, recent}
+    assert [cache.noted({"a": each}) for each in ("old", "used", "new")] == [{}, {"b": "2"}, {"b": "3"}]
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@contextlib.contextmanager
+def held(root: Path, how: int) -> Iterator[None]:
+    """The lock, as another process has it that finds (LOCK_SH) or prunes (LOCK_EX)."""
+    descriptor = os.open(root / "files", os.O_RDONLY)
+    fcntl.flock(descriptor, how)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def test_what_another_process_just_finds_is_not_pruned(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    path = cache.path(cache.add(b"content").hex())
+    age(path)
+    with ThreadPoolExecutor(1) as pool, held(tmp_path, fcntl.LOCK_SH):
+        pruning = pool.submit(cache.note, {"a": "b"}, {"c": "d"})
+        with pytest.raises(TimeoutError):
+            pruning.result(0.3)
+        os.utime(path)
+    assert pruning.done()
+    assert path.exists()
+
+
+def test_what_another_process_just_prunes_is_not_found(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    digest = cache.add(b"content")
+    with ThreadPoolExecutor(1) as pool, held(tmp_path, fcntl.LOCK_EX):
+        finding = pool.submit(cache.find, digest)
+        with pytest.raises(TimeoutError):
+            finding.result(0.3)
+        cache.path(digest.hex()).unlink()
+    assert finding.result() is None
 
 
 def test_the_cache_is_where_the_user_has_caches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,24 @@ def test_a_package_that_is_cut_off_is_refused_wherever_it_is_cut() -> None:
             read_deb(package[:length], "cut")
 
 
+@pytest.mark.parametrize("size", ["-60", "-1", "1_0", "0x1", "x", ""])
+def test_a_member_of_no_size_is_refused(size: str) -> None:
+    package = make_deb([member("./a", b"1")])
+    for name in ("debian-binary", "data.tar.xz"):
+        at = package.index(name.encode()) + 48
+        with pytest.raises(ConfigurationError, match="a member of no size"):
+            read_deb(package[:at] + f"{size:<10}".encode() + package[at + 10 :], "hostile")
+
+
+@pytest.mark.parametrize(("form", "size"), [(tarfile.GNU_FORMAT, -512), (tarfile.PAX_FORMAT, -1536)])
+def test_a_file_that_leads_back_to_itself_is_refused_though_nobody_wants_it(form: int, size: int) -> None:
+    info, _ = member("./a")
+    info.size = size
+    package = make_deb([member("./b"), (info, b"")], compression="", form=form)
+    with pytest.raises(ConfigurationError, match=r"overlaps another|can't be read"):
+        read_deb(package, "hostile", lambda _: False)
+
+
 def test_a_link_is_followed_inside_its_tree_only() -> None:
     library = File(content=b"x")
     tree: Tree = {

@@ -56,6 +56,11 @@ def test_what_is_no_object_of_64_bits_is_refused(data: bytes) -> None:
         parse_elf(data, "odd.so")
 
 
+def test_only_the_sections_that_are_asked_for_are_kept() -> None:
+    elf = parse_elf(make_elf({".text": b"code", ".modinfo": b"depends=tsm\0"}), "x.ko")
+    assert elf.sections == {".modinfo": b"depends=tsm\0"}
+
+
 def test_an_object_whose_sections_are_cut_off_is_refused() -> None:
     whole = make_object("libc.so.6")
     with pytest.raises(ConfigurationError, match="damaged"):

@@ -120,6 +120,11 @@ def test_a_module_that_can_not_be_decompressed_ends_the_build() -> None:
         select_modules({"x/tsm.ko.xz": File(content=b"odd")})
 
 
+def test_modules_that_depend_on_each_other_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="tsm depends on itself"):
+        select_modules(dict([module("tsm", "configfs"), module("configfs", "tsm")]))
+
+
 def test_the_kernel_is_the_one_of_its_package() -> None:
     kernel = {"boot/vmlinuz-6.12-x": File(content=b"MZ")}
     assert find_kernel(kernel) == ("6.12-x", b"MZ")

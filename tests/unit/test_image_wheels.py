@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,10 @@ def test_a_path_that_leaves_the_packages_is_refused(path: str) -> None:
 
 def test_what_is_no_wheel_is_refused() -> None:
     whole = make_wheel({"a.py": b"text"})
-    for data in (b"", b"PK", whole[:-5], whole.replace(b"text", b"t3xt")):
+    packed = make_wheel({"a.py": b"text" * 9}, compression=zipfile.ZIP_DEFLATED)
+    start = packed.index(b"a.py") + 4
+    bad_block = packed[:start] + b"\xff" * 4 + packed[start + 4 :]
+    for data in (b"", b"PK", whole[:-5], whole.replace(b"text", b"t3xt"), bad_block):
         with pytest.raises(ConfigurationError, match=r"odd\.whl can't be read"):
             read_wheel("odd.whl", data)
 
@@ -102,6 +106,24 @@ def test_markers_are_the_guests_not_the_builders(shelf: Shelf) -> None:
     ]
     assert shelf.fetch("\n".join(lines), X86) == ["a-1-py3-none-any.whl"]
     assert shelf.fetch("\n".join(lines), ARM) == ["b-1-py3-none-any.whl"]
+
+
+def test_no_wheel_is_left_out_however_its_line_is_written(shelf: Shelf) -> None:
+    hashes = {name: f"--hash=sha256:{shelf.put(name)}" for name in "abcde"}
+    lines = [
+        f"a==1 \\\r\n    {hashes['a']}\r",
+        f"b==1\t{hashes['b']}",
+        "    # via a \\",
+        f"c==1 ; python_version < '3.12'\\\n\t{hashes['c']}",
+        f"d==1 {hashes['d']}\r",
+        f"E == 1 {hashes['e']}  # via d",
+    ]
+    assert shelf.fetch("\n".join(lines)) == [f"{name}-1-py3-none-any.whl" for name in "abcde"]
+
+
+def test_a_lock_that_can_not_be_read_is_refused(shelf: Shelf) -> None:
+    with pytest.raises(ConfigurationError, match=r"requirements\.lock: can't read"):
+        shelf.fetch(f"a==1 --hash=sha256:{shelf.put('a')} # why \\\nb==1 --hash=sha256:{shelf.put('b')}\n")
 
 
 def test_the_second_time_no_pip_is_called(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

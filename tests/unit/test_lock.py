@@ -21,8 +21,8 @@ HASH = f"--hash=sha256:{A}"
 OWN_LOCK = Path(adyton.__file__).parent / "host" / "requirements.lock"
 
 
-def locked(name: str, version: str, *sha256: str, wanted_here: bool = True) -> LockedDistribution:
-    return LockedDistribution(name=name, version=version, wanted_here=wanted_here, sha256=sha256 or (A,))
+def locked(name: str, version: str, *sha256: str, wanted: bool = True) -> LockedDistribution:
+    return LockedDistribution(name=name, version=version, wanted=wanted, sha256=sha256 or (A,))
 
 
 def parse(text: str) -> tuple[LockedDistribution, ...]:
@@ -76,13 +76,20 @@ def test_names_are_written_in_one_way_and_versions_as_they_are(written: str, nam
         ("extra == 'test'", False),
     ],
 )
-def test_a_marker_says_whether_a_line_is_wanted_here(marker: str, holds: bool) -> None:
-    assert parse(f"a==1.0 ; {marker} \\\n {HASH}") == (locked("a", "1.0", wanted_here=holds),)
+def test_a_marker_says_whether_a_line_is_wanted(marker: str, holds: bool) -> None:
+    assert parse(f"a==1.0 ; {marker} \\\n {HASH}") == (locked("a", "1.0", wanted=holds),)
+
+
+def test_markers_are_those_of_the_environment_that_is_asked_for() -> None:
+    text = f"a==1 ; platform_machine == 'vax' {HASH}\nb==1 ; python_version < '3' {HASH}\nc==1 {HASH}\n".encode()
+    vax = {"platform_machine": "vax", "python_version": "2.7"}
+    assert [each.name for each in parse_lock(text, vax) if each.wanted] == ["a", "b", "c"]
+    assert [each.name for each in parse_lock(text) if each.wanted] == ["c"]
 
 
 def test_one_distribution_may_have_a_line_for_each_marker() -> None:
     text = f"a==1.0 ; python_version < '3.11' {HASH}\na==2.0 ; python_version >= '3.11' {HASH}\n"
-    assert parse(text) == (locked("a", "1.0", wanted_here=False), locked("a", "2.0"))
+    assert parse(text) == (locked("a", "1.0", wanted=False), locked("a", "2.0"))
 
 
 def test_comments_are_left_out() -> None:
@@ -96,6 +103,11 @@ def test_a_comment_does_not_continue_though_it_ends_in_a_backslash() -> None:
 
 def test_lines_may_end_as_on_another_system() -> None:
     assert parse(f"a==1 \\\r\n    {HASH}\r\nb==1 {HASH}\r\n") == (locked("a", "1"), locked("b", "1"))
+
+
+def test_tabs_are_spaces() -> None:
+    text = f"a==1\t;\tsys_platform != 'win32'\t{HASH}\t--hash=sha256:{B}\t# why\nb==1 \\\n\t{HASH}\n"
+    assert parse(text) == (locked("a", "1", A, B), locked("b", "1"))
 
 
 def test_the_last_line_may_be_continued_by_nothing() -> None:
@@ -132,6 +144,10 @@ def test_a_digest_in_a_comment_is_no_digest() -> None:
     assert "a has no digest" in refusal(f"a==1 \\\n  # {HASH}")
 
 
+def test_a_comment_that_would_take_in_the_next_line_is_refused() -> None:
+    assert "can't read" in refusal(f"a==1 {HASH} # why \\\nb==1 {HASH}\n")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -139,6 +155,12 @@ def test_a_digest_in_a_comment_is_no_digest() -> None:
         f"a==1 --hash=md5:{A[:32]}",
         f"a==1 --hash=sha256:{A[1:]}",
         f"a==1 --hash=sha256:{A}a",
+        f"a==1 --hash=sha256:{A}#why",
+        f"a==1 --hash=sha256:{A};sys_platform=='win32'",
+        f"a==1 {HASH} ; sys_platform == 'win32'",
+        f"a{HASH}==1 {HASH}",
+        f"a==1#why {HASH}",
+        f"a==1 \\ \n {HASH}",
         f"a==1 --hash=sha256:{A.upper()}",
         f"a==1 {HASH} --hash=sha512:{A}{A}",
         f"a= =1 {HASH}",
@@ -214,8 +236,8 @@ def test_every_mismatch_is_found_and_named() -> None:
     assert findings == ["a 1.1, locked is 1.0", "b is not installed, locked is 2.0"]
 
 
-def test_what_is_not_wanted_here_may_be_missing_or_another() -> None:
-    lock = (locked("a", "1.0", wanted_here=False), locked("b", "1.0", wanted_here=False))
+def test_what_is_not_wanted_may_be_missing_or_another() -> None:
+    lock = (locked("a", "1.0", wanted=False), locked("b", "1.0", wanted=False))
     assert find_mismatches(lock, {"b": "2.0"}.get) == []
 
 

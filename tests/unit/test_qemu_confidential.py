@@ -31,7 +31,7 @@ from adyton.host.launch.qemu.confidential import (
     tdx_protection,
 )
 from adyton.host.launch.qemu.machine import Machine, Protection
-from adyton.host.launch.qemu.sandbox import sandboxed, why_closed
+from adyton.host.launch.qemu.sandbox import new_uid, sandboxed, why_closed
 from adyton.host.launch.registry import launcher
 from adyton.testing.probes import probe_bundle
 
@@ -67,9 +67,9 @@ def machine(protection: Protection) -> Machine:
 def the_rest() -> list[str]:
     sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
     return [
-        *("-m", "768", "-smp", "2", "-bios", "/boot/firmware"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", sandbox),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-m", "768", "-smp", "2", "-bios", "/boot/firmware"),
         *("-chardev", "socket,id=monitor,fd=8", "-mon", "chardev=monitor,mode=control"),
         *("-device", "virtio-serial-pci", "-chardev", "socket,id=trunk,fd=7"),
         *("-device", "virtserialport,chardev=trunk,name=adyton.trunk"),
@@ -276,7 +276,9 @@ def test_the_sandboxed_qemu_is_in_its_devices_groups_and_never_in_roots(group: i
     _put(device, "", mode=0o660)
     try:
         os.chown(device, 0, group)
-        command = sandboxed(["sh", "-c", f": >>{device}"], files={}, network=False, devices=[str(device)])
+        command = sandboxed(
+            ["sh", "-c", f": >>{device}"], files={}, network=False, devices=[str(device)], uid=new_uid()
+        )
         done = subprocess.run(command, capture_output=True, timeout=30, check=False)
     finally:
         device.unlink()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from adyton.errors import LaunchError
+from adyton.errors import ControlProtocolError, LaunchError
 from adyton.host.launch.qemu.ports import HostPorts
 
 
@@ -129,3 +129,17 @@ def test_without_a_guest_closing_gives_the_port_back(free: int) -> None:
     ports.close()
     ports.close()
     assert not connects("127.0.0.1", free)
+
+
+@pytest.mark.parametrize("port", [0, -5, 65536, 70000])
+def test_what_is_no_port_is_the_enclaves_fault(port: int) -> None:
+    with pytest.raises(ControlProtocolError, match=f"port {port}, which is none"):
+        HostPorts("localhost").address_of(port)
+
+
+def test_an_enclave_does_not_choose_a_port_that_means_something_on_the_host() -> None:
+    ports = HostPorts("localhost")
+    try:
+        assert ports.address_of(3306) != "localhost:3306"
+    finally:
+        ports.close()

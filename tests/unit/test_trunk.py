@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+from trunks import frame
 
 from adyton.errors import ControlProtocolError
 from adyton.proto.trunk import (
@@ -24,10 +25,6 @@ from adyton.proto.trunk import (
 )
 
 OPEN, DATA, WINDOW, END, CLOSE, PING, PONG = range(1, 8)
-
-
-def frame(kind: int, number: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">BII", kind, number, len(payload)) + payload
 
 
 def said(trunk: Trunk) -> bytes:

@@ -7,7 +7,7 @@ The format is pip's own (`name==version ; marker --hash=sha256:…`), as `uv pip
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from packaging.requirements import Requirement
@@ -16,36 +16,51 @@ from packaging.version import Version
 
 from adyton.errors import ConfigurationError
 
-_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+_COMMENT = re.compile(r"(?:^|\s)#")
+_HASH = re.compile(r"\s--hash=")
+_SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
 MAX_LOCK_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedDistribution:
-    """One line of the lock. `wanted_here`: whether its environment marker holds for the running interpreter."""
+    """One line of the lock. `wanted`: whether its environment marker holds where the lock is read for.
+
+    `sha256`: the digests of the files that it may be, in lower-case hexadecimal; there is one at least.
+    """
 
     name: str
     version: str
-    wanted_here: bool
+    wanted: bool
     sha256: tuple[str, ...]
 
 
-def parse_lock(text: bytes) -> tuple[LockedDistribution, ...]:
-    """Read a lock. Raises ConfigurationError for a line without an exact version or without a digest."""
+def parse_lock(text: bytes, environment: Mapping[str, str] | None = None) -> tuple[LockedDistribution, ...]:
+    """Read a lock. No line is left out: what pip would read otherwise is refused.
+
+    `environment`: PEP 508's variables where the distributions will run, instead of the running interpreter's. Raises
+    ConfigurationError for a line without an exact version or without a digest.
+    """
     if len(text) > MAX_LOCK_BYTES:
         raise ConfigurationError(f"requirements.lock is larger than {MAX_LOCK_BYTES} bytes")
     try:
         lines = tuple(_logical_lines(text.decode()))
     except UnicodeDecodeError as problem:
         raise ConfigurationError("requirements.lock is not UTF-8") from problem
-    return tuple(_parse_line(line) for raw in lines if (line := raw.partition("#")[0].strip()))
+    texts = (_COMMENT.split(line, maxsplit=1)[0].strip() for line in lines)
+    return tuple(_parse_line(each, environment) for each in texts if each)
 
 
 def _logical_lines(text: str) -> Iterator[str]:
-    """Lines as pip joins them: a backslash at its end continues a line, unless all of that line is a comment."""
+    """Lines as pip joins them: a backslash at its end continues a line, unless all of that line is a comment.
+
+    A comment after something else would take in the next line: nobody means that.
+    """
     begun = ""
     for line in text.splitlines():
         if line.endswith("\\") and not line.lstrip().startswith("#"):
+            if _COMMENT.search(line):
+                raise _unreadable(line)
             begun += line[:-1] + " "
         else:
             yield begun + " " + line
@@ -53,13 +68,16 @@ def _logical_lines(text: str) -> Iterator[str]:
     yield begun
 
 
-def _parse_line(line: str) -> LockedDistribution:
-    digests = tuple(_HASH.findall(line))
+def _parse_line(line: str, environment: Mapping[str, str] | None) -> LockedDistribution:
+    text, *options = _HASH.split(line)
+    digests = [_SHA256.fullmatch(each.strip()) for each in options]
     try:
-        requirement = Requirement(_HASH.sub("", line).strip())
-        wanted_here = requirement.marker is None or requirement.marker.evaluate()
+        requirement = Requirement(text.strip())
+        wanted = requirement.marker is None or requirement.marker.evaluate(dict(environment or {}))
     except (ValueError, LookupError, RecursionError) as problem:  # a marker that has no meaning raises any of them
-        raise ConfigurationError(f"requirements.lock: can't read {line[:80]!r}") from problem
+        raise _unreadable(line) from problem
+    if None in digests:
+        raise _unreadable(line)
     pins = [pin for pin in requirement.specifier if pin.operator == "==" and not pin.version.endswith(".*")]
     if len(pins) != 1 or len(requirement.specifier) != 1:
         raise ConfigurationError(f"requirements.lock: {requirement.name} needs one exact version (name==1.2.3)")
@@ -71,16 +89,20 @@ def _parse_line(line: str) -> LockedDistribution:
     return LockedDistribution(
         name=canonicalize_name(requirement.name),
         version=pins[0].version,
-        wanted_here=wanted_here,
-        sha256=digests,
+        wanted=wanted,
+        sha256=tuple(digest[1] for digest in digests if digest),
     )
+
+
+def _unreadable(line: str) -> ConfigurationError:
+    return ConfigurationError(f"requirements.lock: can't read {line[:80]!r}")
 
 
 def find_mismatches(lock: tuple[LockedDistribution, ...], installed: Callable[[str], str | None]) -> list[str]:
     """What of the lock is not there in the locked version; an empty list if all is. `installed`: name → version."""
     findings = []
     for locked in lock:
-        if not locked.wanted_here:
+        if not locked.wanted:
             continue
         version = installed(locked.name)
         if version is None or Version(version) != Version(locked.version):

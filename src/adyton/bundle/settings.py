@@ -31,6 +31,8 @@ _STEERING = re.compile(
 )
 
 MAX_TOML_BYTES = 64 * 1024
+#: OVMF needs memory beside the image that it loads; with less it stops without a word.
+OVMF_LEAST_MB = 384
 _DAY_MS = 24 * 3600 * 1000
 
 T = TypeVar("T")
@@ -195,6 +197,8 @@ def _check_words(settings: Settings) -> None:
             )
         if parts[0].removesuffix(".py") in sys.stdlib_module_names:
             raise ConfigurationError(f"enclave.toml: 'include' has {path!r}, which the standard library's would hide")
+    if settings.vm.firmware == "ovmf" and settings.vm.memory_mb < OVMF_LEAST_MB:
+        raise ConfigurationError(f"enclave.toml: with 'vm.firmware' ovmf, 'vm.memory_mb' is {OVMF_LEAST_MB} or more")
     _check_names(settings)
 
 

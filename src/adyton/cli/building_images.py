@@ -11,7 +11,7 @@ import adyton
 from adyton.cli.main import say
 from adyton.errors import ConfigurationError, UnsupportedError
 from adyton.host.bundles import IMAGE_LOCK, Bundle
-from adyton.host.image.architecture import find_architecture, host_architecture
+from adyton.host.image.architecture import ARCHITECTURES
 from adyton.host.image.cache import Cache, default_cache
 from adyton.host.image.image import Image, build_image
 from adyton.host.image.locking import relock
@@ -21,20 +21,20 @@ from adyton.host.image.measurements import (
     measure_nitro,
     measure_snp,
     measure_tdx,
-    measure_vm,
     with_measured,
 )
 from adyton.host.image.reference.nitro import eif_metadata, write_eif
 from adyton.host.launch.qemu.confidential import SEV_SNP, TDX
-from adyton.host.launch.qemu.firmware import find_ovmf
+from adyton.host.launch.qemu.launcher import QemuLauncher
 from adyton.host.launch.qemu.machine import linux_command_line
 
 
 def build_with_images(arguments: argparse.Namespace, output: Path) -> tuple[Bundle, dict[str, object]]:
     """Lock, build the bundle, then an image for each technology; the bundle and all reference values."""
     if arguments.relock or not (arguments.project / IMAGE_LOCK).exists():
-        lock = relock((find_architecture(arguments.arch), host_architecture()), Cache(default_cache()), say)
+        lock = relock(ARCHITECTURES.values(), Cache(default_cache()), say)
         _write(arguments.project / IMAGE_LOCK, lock.encode())
+        say(f"{IMAGE_LOCK} is part of the bundle, whose digest is another with it: keep it with the project")
     bundle = Bundle.build(arguments.project)
     image = build_image(bundle, architecture=arguments.arch, say=say)
     measurements = bundle.measurements()
@@ -49,21 +49,22 @@ def build_with_images(arguments: argparse.Namespace, output: Path) -> tuple[Bund
 def _vm(_: argparse.Namespace, bundle: Bundle, image: Image, output: Path) -> Measured:
     command_line = linux_command_line(image.architecture)
     _save(output / f"{bundle.settings.name}.{image.architecture}", image, command_line)
-    firmware = find_ovmf() if bundle.settings.vm.firmware == "ovmf" else None
-    return measure_vm(image, bundle.settings.vm, command_line=command_line, firmware=firmware)
+    starting = QemuLauncher(architecture=image.architecture)
+    starting.anchors()  # made now, so that a policy for this machine can name it
+    return starting.measure(bundle, say)
 
 
 def _snp(arguments: argparse.Namespace, bundle: Bundle, image: Image, output: Path) -> Measured:
+    firmware = _given(arguments.firmware, "--firmware") if arguments.firmware else SEV_SNP.find_firmware()
     command_line = linux_command_line(image.architecture)
     _save(output / f"{bundle.settings.name}.{image.architecture}", image, command_line)
-    firmware = _given(arguments.firmware, "--firmware") if arguments.firmware else SEV_SNP.find_firmware()
     return measure_snp(image, bundle.settings.vm, command_line=command_line, firmware=firmware)
 
 
 def _tdx(arguments: argparse.Namespace, bundle: Bundle, image: Image, output: Path) -> Measured:
+    firmware = _given(arguments.firmware, "--firmware") if arguments.firmware else TDX.find_firmware()
     command_line = linux_command_line(image.architecture)
     _save(output / f"{bundle.settings.name}.{image.architecture}", image, command_line)
-    firmware = _given(arguments.firmware, "--firmware") if arguments.firmware else TDX.find_firmware()
     return measure_tdx(image, bundle.settings.vm, command_line=command_line, firmware=firmware)
 
 

@@ -79,5 +79,9 @@ def _print(found: dict[str, list[Capability]]) -> None:
         print(f"  yes  {label:<12} {tee.mark}")
     print("\nhardware here")
     for interface in _HARDWARE:
-        present = "here" if Path(interface.path).exists() else "none"
-        print(f"  {present:<4} {interface.technology:<12} {interface.path}: {interface.missing}")
+        here = Path(interface.path).exists()
+        print(f"  {'here' if here else 'none':<4} {interface.technology:<12} {interface.path}{_then(interface, here)}")
+
+
+def _then(interface: _Interface, here: bool) -> str:
+    return f": {interface.missing}" if here else ""

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 #: TEEs whose root each machine makes for itself, by the name of the folder that holds it.
 _WHOSE = {"simulated": "the simulation", "vtpm": "the virtual TPM"}
+_MADE_BY = {"simulated": "run", "vtpm": "run --on vm"}
 _LABELS = {"simulated": "simulated", "vtpm": "tpm"}
 
 
@@ -55,7 +56,7 @@ def _root(name: str, path: Path | None) -> tuple[str, bytes | None]:
     except LaunchError as problem:
         return problem.message, None
     if not path.is_file():
-        return "this machine has none yet; `adyton run` makes it", None
+        return f"this machine has none yet; `adyton {_MADE_BY[name]}` makes it", None
     return f"this machine, {platform.node()}", _certificate_sha256(path)
 
 

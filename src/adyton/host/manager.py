@@ -39,7 +39,7 @@ from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, 
 from adyton.tee.evidence import Evidence
 from adyton.tee.message import decode_evidence
 
-LOAD_SECONDS = 60.0
+LOAD_SECONDS = 120.0
 RUN_SECONDS = 30.0
 DESTROY_SECONDS = 30.0
 #: A finalized enclave that has not ended by then is killed.
@@ -169,7 +169,11 @@ class EnclaveClient:
             raise WrongStateError(f"{what} would wait for the thread that runs this callback; call it from another one")
 
     def _initialize(self, config: bytes, until: float) -> None:
-        self._wait(self._control.ready, until - time.monotonic(), "start")
+        try:
+            self._wait(self._control.ready, until - time.monotonic(), "start")
+        except DeadlineError as problem:
+            last = "; ".join(self.log_tail()[-3:]) or "nothing"
+            raise DeadlineError(f"{problem.message}; the last that it printed: {last}") from problem
         self._started = True
         call = control_pb2.Initialize(config=config, name=self.name)
         request = control_pb2.Request(initialize=call)

@@ -17,6 +17,7 @@ from adyton.errors import ControlProtocolError
 MAX_BOOT_DOCUMENT_BYTES: Final = 1024 * 1024
 MAX_REPORT_BYTES: Final = 4096
 _MANY_SECONDS: Final = 1e9
+_PCR: Final = re.compile(r"([0-9a-f]{64})?")
 HOST_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
@@ -64,10 +65,15 @@ def parse_boot_document(data: bytes) -> BootDocument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The enclave's process runs. How long the kernel had run when the first process began, and when it forked."""
+    """The enclave's process runs. How long the kernel had run when the first process began, and when it forked.
+
+    `pcr0`: what the guest's TPM has there in its SHA-256 bank, in hexadecimal; empty without a TPM. Nothing vouches for
+    it: a verifier reads evidence.
+    """
 
     seconds_to_pid1: float
     seconds_to_fork: float
+    pcr0: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +91,7 @@ def encode_report(report: Started | Ended) -> bytes:
             "event": "started",
             "seconds_to_pid1": report.seconds_to_pid1,
             "seconds_to_fork": report.seconds_to_fork,
+            "pcr0": report.pcr0,
         }
         if isinstance(report, Started)
         else {"event": "ended", "status": report.status, "out_of_memory": report.out_of_memory}
@@ -96,9 +103,10 @@ def parse_report(line: bytes) -> Started | Ended:
     """Read one. Raises ControlProtocolError."""
     fields = _parse(line, MAX_REPORT_BYTES, "guest's report")
     seconds = [fields.get(name) for name in ("seconds_to_pid1", "seconds_to_fork")]
-    if fields.get("event") == "started" and all(map(_is_duration, seconds)):
+    pcr0 = fields.get("pcr0")
+    if fields.get("event") == "started" and all(map(_is_duration, seconds)) and _PCR.fullmatch(str(pcr0)):
         to_pid1, to_fork = map(float, seconds)  # type: ignore[arg-type]
-        return Started(seconds_to_pid1=to_pid1, seconds_to_fork=to_fork)
+        return Started(seconds_to_pid1=to_pid1, seconds_to_fork=to_fork, pcr0=str(pcr0))
     status, out_of_memory = fields.get("status"), fields.get("out_of_memory")
     if fields.get("event") == "ended" and type(status) is int and type(out_of_memory) is bool and abs(status) < 256:
         return Ended(status=status, out_of_memory=out_of_memory)

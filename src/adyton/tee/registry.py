@@ -69,7 +69,7 @@ TEES: Mapping[str, Tee] = MappingProxyType(
             _tee("tdx", "Intel TDX", "vector-verified"),
             _tee("snp", "AMD SEV-SNP", "vector-verified"),
             _tee("nitro", "AWS Nitro Enclaves", "vector-verified"),
-            _tee("tpm", "TPM 2.0", "vector-verified"),
+            _tee("tpm", "TPM 2.0", "emulated"),
             _tee("azure", "Azure confidential VM (SEV-SNP or TDX with a vTPM)", "vector-verified"),
             _tee("cca", "Arm CCA", "vector-verified"),
             _tee("psa", "Arm PSA (TrustZone)", "vector-verified"),

@@ -91,6 +91,7 @@ def become_the_enclave(inside: Inside) -> NoReturn:
         os.environ.clear()
         os.environ.update(LANG="C.UTF-8", HOME=DATA, TMPDIR=str(scratch), PATH="/usr/bin:/bin", GRPC_VERBOSITY="ERROR")
         os.chdir(DATA)
+        sys.path.insert(sys.path.index(f"{BUNDLE}/runtime") + 1, f"{BUNDLE}/app")  # not before, and not for root
         argument = json.dumps(inside.spec())
         # As if this had been exec'd: the server processes of `workers = N` are started with the same command line.
         sys.executable = str(Path("/proc/self/exe").readlink())

@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
@@ -19,6 +20,7 @@ from typing import Final, NoReturn
 from adyton.errors import LaunchError
 
 MODULES: Final = Path("/lib/modules/adyton")
+SETTINGS: Final = Path("/enclave/bundle/enclave.toml")
 #: Where the enclave's process may write. Half of the memory at most.
 DATA: Final = "/enclave/data"
 #: The user that the enclave's process runs as.
@@ -42,8 +44,23 @@ _FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273}
 _POWER_OFF: Final = 0x4321FEDC
 _DESCRIPTORS: Final = 16384
 
+#: Settings of the kernel's, after its modules are loaded.
+_CLOSED: Final = (
+    ("kernel/modules_disabled", "1"),
+    ("kernel/kexec_load_disabled", "1"),
+    ("kernel/unprivileged_bpf_disabled", "1"),
+    ("kernel/io_uring_disabled", "2"),
+    ("kernel/perf_event_paranoid", "3"),
+    ("kernel/dmesg_restrict", "1"),
+    ("kernel/kptr_restrict", "2"),
+    ("kernel/yama/ptrace_scope", "2"),
+    ("user/max_user_namespaces", "0"),
+    ("vm/unprivileged_userfaultfd", "0"),
+)
+
 #: Virtio's number of a device, and the module that drives it (Virtual I/O Device specification 1.2, section 5).
 _VIRTIO_MODULES: Final = {1: "virtio_net", 4: "virtio_rng", 19: "vmw_vsock_virtio_transport", 33: "nsm"}
+_VIRTIO_NETWORK: Final = 1
 #: A flag in /proc/cpuinfo that only a guest has, and the module that speaks to the processor's firmware.
 _PROCESSOR_MODULES: Final = {"tdx_guest": "tdx_guest"}
 #: SEV-SNP's flag says what the processor can; this device, which the kernel makes, that it runs as such a guest.
@@ -92,7 +109,7 @@ def load_modules() -> None:
 def _wanted_modules() -> Iterator[str]:
     for device in sorted(Path("/sys/bus/virtio/devices").glob("*/device")):
         number = int(device.read_text(), 16)
-        if number in _VIRTIO_MODULES:
+        if number in _VIRTIO_MODULES and (number != _VIRTIO_NETWORK or wants_network()):
             yield _VIRTIO_MODULES[number]
     if _SEV_GUEST.exists():
         yield "sev_guest"
@@ -127,13 +144,16 @@ def bring_up_loopback() -> None:
         _set_up(any_socket, "lo")
 
 
-def has_network() -> bool:
-    """Whether the host gave the machine a network card, which it does where enclave.toml asks for one."""
-    return Path("/sys/class/net/eth0").exists()
+def wants_network() -> bool:
+    """Whether enclave.toml, which is measured, asks for a way out; a card that the host put in is no such word."""
+    settings = tomllib.loads(SETTINGS.read_text())
+    return settings.get("network", {}).get("outbound") is True
 
 
 def bring_up_network() -> None:
-    """Give the card the addresses of QEMU's user network, which are always the same."""
+    """Give the card, if there is one, the addresses of QEMU's user network, which are always the same."""
+    if not Path("/sys/class/net/eth0").exists():
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for request, address in ((_SIOCSIFADDR, "10.0.2.15"), (_SIOCSIFNETMASK, "255.255.255.0")):
             fcntl.ioctl(any_socket, request, struct.pack("16s16s8x", b"eth0", _inet(address)))
@@ -175,6 +195,14 @@ def _is_refused(connection: socket.socket) -> bool:
     return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
+def pcr0() -> str:
+    """PCR 0 of the SHA-256 bank in hexadecimal; empty without a TPM."""
+    try:
+        return Path("/sys/class/tpm/tpm0/pcr-sha256/0").read_text().strip().lower()
+    except OSError:
+        return ""
+
+
 def set_clock(time_ns: int) -> None:
     """The host's time. It could as well turn the machine's own clock."""
     time.clock_settime_ns(time.CLOCK_REALTIME, time_ns)
@@ -192,6 +220,13 @@ def has_run_out_of_memory() -> bool:
     """Whether the kernel has killed a process for want of memory since the machine started."""
     counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
     return int(counters.get("oom_kill", "0")) > 0
+
+
+def harden() -> None:
+    """Close what an ordinary user of this kernel could attack it by; nothing here is needed by any enclave."""
+    for name, value in _CLOSED:
+        with contextlib.suppress(FileNotFoundError):  # a kernel may lack it
+            Path("/proc/sys", name).write_text(value)
 
 
 def raise_limits() -> None:

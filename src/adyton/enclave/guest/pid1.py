@@ -45,6 +45,7 @@ def main(began: float) -> NoReturn:
     try:
         machine.mount_file_systems()
         machine.load_modules()
+        machine.harden()
         machine.spare_this_process()
         machine.raise_limits()
         machine.bring_up_loopback()
@@ -102,11 +103,11 @@ class _Guest:
     def _start(self, document: BootDocument) -> None:
         machine.set_clock(document.time_ns)
         machine.name_it(document.host_name)
-        if machine.has_network():
+        if machine.wants_network():
             machine.bring_up_network()
         inside = Inside.prepare(document, control=self._control)
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        started = Started(seconds_to_pid1=self._began, seconds_to_fork=now)
+        started = Started(seconds_to_pid1=self._began, seconds_to_fork=now, pcr0=machine.pcr0())
         self._child = os.fork()
         if self._child == 0:
             become_the_enclave(inside)

@@ -37,7 +37,10 @@ def _content(data: bytes, origin: str) -> bytes:
         raise ConfigurationError(f"{origin} is no Debian package")
     position = len(_MAGIC)
     while len(header := data[position : position + _HEADER_BYTES]) == _HEADER_BYTES:
-        name, size = header[:16].rstrip(b" /"), int(header[48:58])
+        name, digits = header[:16].rstrip(b" /"), header[48:58].rstrip(b" ")
+        if not digits.isdigit():
+            raise ConfigurationError(f"{origin} has a member of no size")
+        size = int(digits)
         position += _HEADER_BYTES
         if name.startswith(b"data.tar") and position + size <= len(data):
             return data[position : position + size]
@@ -46,8 +49,11 @@ def _content(data: bytes, origin: str) -> bytes:
 
 
 def _entries(archive: tarfile.TarFile, origin: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, File | Link]]:
-    left = MAX_BYTES
+    left, last = MAX_BYTES, -1
     for member in archive:
+        if member.offset <= last:  # a negative size leads back, and round for ever
+            raise ConfigurationError(f"{origin} has a member that overlaps another")
+        last = member.offset
         name = member.name.removeprefix("./")
         if member.isdir():
             continue

@@ -20,11 +20,13 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _DYNAMIC = struct.Struct("<qQ")
 _DT_NEEDED = 1
 _NO_BITS = 8
+_READ = (".dynamic", ".dynstr", ".interp", ".modinfo")
+_MOST_TEXT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elf:
-    """An object: e_machine, and its sections that take room in the file, by name."""
+    """An object: e_machine, and those of its sections that are asked for here, by name."""
 
     machine: int
     sections: Mapping[str, bytes]
@@ -60,7 +62,8 @@ def parse_elf(data: bytes, origin: str) -> Elf:
         names = _content(data, table[names_index]) if table else b""
     except (struct.error, IndexError, OverflowError) as problem:
         raise ConfigurationError(f"{origin} is a damaged ELF object") from problem
-    return Elf(machine=machine, sections={_text(names, each[0]): _content(data, each) for each in table})
+    named = ((_text(names, each[0]), each) for each in table)
+    return Elf(machine=machine, sections={name: _content(data, each) for name, each in named if name in _READ})
 
 
 def trim_elf(data: bytes, origin: str) -> bytes:
@@ -84,4 +87,4 @@ def _content(data: bytes, section: tuple[int, ...]) -> bytes:
 
 
 def _text(strings: bytes, start: int) -> str:
-    return strings[start:].partition(b"\0")[0].decode("utf-8", "replace")
+    return strings[start : start + _MOST_TEXT_BYTES].partition(b"\0")[0].decode("utf-8", "replace")

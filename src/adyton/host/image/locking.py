@@ -22,22 +22,23 @@ def choose_lock(
     kept = cache.noted(_KEPT).get("text")
     lock = parse_image_lock(kept.encode()) if kept else ImageLock(packages={})
     if missing := {each for each in architectures if each.name not in lock.packages}:
-        return _keep(ImageLock(packages={**lock.packages, **_resolve(missing)}), cache, say)
+        return _keep(ImageLock(packages={**lock.packages, **_resolve(missing, say)}), cache, say)
     return lock
 
 
 def relock(architectures: Iterable[Architecture], cache: Cache, say: Callable[[str], None]) -> ImageLock:
     """Lock what Debian's index has now, and keep it as this machine's lock. Raises UnsupportedError."""
-    return _keep(ImageLock(packages=_resolve(set(architectures))), cache, say)
+    return _keep(ImageLock(packages=_resolve(set(architectures), say)), cache, say)
 
 
-def _resolve(architectures: set[Architecture]) -> dict[str, tuple[LockedPackage, ...]]:
+def _resolve(architectures: set[Architecture], say: Callable[[str], None]) -> dict[str, tuple[LockedPackage, ...]]:
+    say("reading Debian's index")
     return {each.name: resolve(each) for each in architectures}
 
 
 def _keep(lock: ImageLock, cache: Cache, say: Callable[[str], None]) -> ImageLock:
     cache.note(_KEPT, {"text": lock.encode().decode()})
-    say(f"locked Debian's packages for {' and '.join(sorted(lock.packages))}; an {FILE_NAME} in the project keeps them")
+    say(f"locked Debian's packages for {' and '.join(sorted(lock.packages))}, for every project without {FILE_NAME}")
     return lock
 
 

@@ -37,12 +37,21 @@ def with_measured(measurements: Mapping[str, Any], measured: Measured) -> dict[s
     }
 
 
-def measure_vm(image: Image, settings: VmSettings, *, command_line: str, firmware: Path | None) -> Measured:
-    """A virtual machine with a TPM: PCR 0 by the launcher, or PCR 1 to 9 by the firmware, which must be given then."""
-    if firmware is None:
-        document = hcrtm.launch_document(image.digests(), command_line)
-        launch = {name: digest.hex() for name, digest in parse_launch(document).items()}
-        return Measured(tee="tpm", values={"pcrs": {"0": pcr0(document).hex()}, "launch": launch})
+def measure_vm(image: Image, *, command_line: str) -> Measured:
+    """A virtual machine whose launcher measures: PCR 0."""
+    document = hcrtm.launch_document(image.digests(), command_line)
+    launch = {name: digest.hex() for name, digest in parse_launch(document).items()}
+    return Measured(tee="tpm", values={"pcrs": {"0": pcr0(document).hex()}, "launch": launch})
+
+
+def measure_ovmf_vm(
+    image: Image, settings: VmSettings, *, command_line: str, firmware: Path, firmware_pcr0: str
+) -> Measured:
+    """A virtual machine whose firmware measures: PCR 1 to 9, computed, and the firmware's own, which can't be.
+
+    `firmware_pcr0` is from a boot that the caller trusts. Without it a machine of any other firmware would pass: one
+    that measures nothing lets its guest write what it likes into PCR 1 to 9.
+    """
     kernel, initrd = image.kernel.read_bytes(), _initrd(image)
     booted: dict[str, Any] = {
         "kernel": kernel,
@@ -54,10 +63,10 @@ def measure_vm(image: Image, settings: VmSettings, *, command_line: str, firmwar
     return Measured(
         tee="tpm",
         values={
-            "pcrs": {"0": "any"} | {str(index): digest.hex() for index, digest in pcrs.items()},
+            "pcrs": {"0": firmware_pcr0} | {str(index): digest.hex() for index, digest in pcrs.items()},
             "launch": {name: digest.hex() for name, digest in ovmf.ovmf_events(**booted).items()},
         },
-        lacking=("PCR 0, which is the firmware's own: it depends on where a linker put its variables",),
+        lacking=("PCR 0, the firmware's own, which is from a boot on this machine",),
     )
 
 

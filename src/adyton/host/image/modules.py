@@ -57,17 +57,24 @@ def select_modules(package: Tree) -> dict[str, File]:
     return files | {f"{FOLDER}/order": File(content=order.encode())}
 
 
-def _collect(name: str, compressed: dict[str, bytes], into: dict[str, tuple[bytes, tuple[str, ...]]]) -> None:
-    """Add a module after those that it depends on."""
+def _collect(
+    name: str,
+    compressed: dict[str, bytes],
+    into: dict[str, tuple[bytes, tuple[str, ...]]],
+    dependents: tuple[str, ...] = (),
+) -> None:
+    """Add a module after those that it depends on. `dependents`: those for which it is added."""
     if name in into:
         return
+    if name in dependents:
+        raise ConfigurationError(f"the kernel's module {name} depends on itself")
     if name not in compressed:
         raise ConfigurationError(f"the kernel's package lacks {name}, on which another of its modules depends")
     content = _decompress(name, compressed[name])
     depends = parse_elf(content, name).module_facts().get("depends", "")
     dependencies = tuple(each.replace("-", "_") for each in depends.split(",") if each)
     for each in dependencies:
-        _collect(each, compressed, into)
+        _collect(each, compressed, into, (*dependents, name))
     into[name] = (content, dependencies)
 
 

@@ -16,14 +16,15 @@ BUNDLE = "enclave/bundle"
 """Where the application's part has the bundle."""
 
 #: The kernel hands all that follows the interpreter over as one argument. -I: no environment, no user's folders; -S: no
-#: site; -B: writes no bytecode; -X utf8. What the standard library has comes first, so that nothing can hide it.
+#: site; -B: writes no bytecode; -X utf8. What the standard library has comes first, so that nothing can hide it. Of the
+#: bundle the runtime only: this is root, and the application is not.
 _INIT = f"""\
 #!/usr/bin/python3.11 -ISBXutf8
 import sys
 import time
 
 began = time.clock_gettime(time.CLOCK_BOOTTIME)
-sys.path += ["/{BUNDLE}/runtime", "/{BUNDLE}/app", "/{SITE_PACKAGES}"]
+sys.path += ["/{BUNDLE}/runtime", "/{SITE_PACKAGES}"]
 
 from adyton.enclave.guest import pid1
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import lzma
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
-from adyton.bundle.lock import parse_lock
+from adyton.bundle.lock import LockedDistribution, parse_lock
 from adyton.errors import ConfigurationError, UnsupportedError
 from adyton.host.image.architecture import Architecture
 from adyton.host.image.cache import Cache
@@ -23,6 +23,17 @@ MAX_BYTES = 1024 * 1024 * 1024
 
 _TIMEOUT_SECONDS = 1800
 _GLIBC_MINOR = 36
+#: What zipfile and the decompressors raise for what is no wheel.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    OSError,
+    EOFError,
+)
 #: PEP 508's variables as they are in the guest.
 _ENVIRONMENT = {
     "implementation_name": "cpython",
@@ -45,48 +56,44 @@ def fetch_wheels(
 
     Raises ConfigurationError for a lock that can't be read, UnsupportedError where pip can't bring a wheel.
     """
-    allowed = {digest for each in parse_lock(lock) for digest in each.sha256}
-    wanted = "\n".join(_wanted_lines(lock, architecture))
+    environment = {**_ENVIRONMENT, "platform_machine": architecture.name}
+    wanted = [each for each in parse_lock(lock, environment) if each.wanted]
     if not wanted:
         return ()
-    key = {"wheels": wanted, "architecture": architecture.name}
-    if found := _cached(cache, cache.noted(key), allowed):
+    requirements = "\n".join(map(_requirement, wanted))
+    key = {"wheels": requirements, "architecture": architecture.name}
+    if found := _cached(cache, cache.noted(key), wanted):
         return found
     with cache.scratch() as folder:
         say(f"fetching wheels for {architecture.name}")
-        _download(wanted, architecture, folder)
+        _download(requirements, architecture, folder)
         noted = {path.name: cache.add(path.read_bytes()).hex() for path in sorted(folder.glob("*.whl"))}
-    found = _cached(cache, noted, allowed)
-    if len(found) != len(wanted.splitlines()):
+    found = _cached(cache, noted, wanted)
+    if not found:
         raise UnsupportedError("pip brought something else than the locked wheels")
     cache.note(key, noted)
     return found
 
 
-def _cached(cache: Cache, noted: dict[str, str], allowed: set[str]) -> tuple[tuple[str, Path], ...]:
-    """What is noted, if all of it is here and allowed; else nothing."""
+def _requirement(locked: LockedDistribution) -> str:
+    """Its line for pip, without a marker: pip would ask the interpreter that runs it."""
+    return " ".join((f"{locked.name}=={locked.version}", *(f"--hash=sha256:{each}" for each in locked.sha256)))
+
+
+def _cached(cache: Cache, noted: dict[str, str], wanted: Sequence[LockedDistribution]) -> tuple[tuple[str, Path], ...]:
+    """What is noted, if all of it is here and locked, and it is as many files as are wanted; else nothing."""
+    allowed = {digest for each in wanted for digest in each.sha256}
     found = [(name, cache.find(bytes.fromhex(digest))) for name, digest in sorted(noted.items()) if digest in allowed]
     whole = tuple((name, path) for name, path in found if path is not None)
-    return whole if len(whole) == len(noted) else ()
+    return whole if len(whole) == len(noted) == len(wanted) else ()
 
 
-def _wanted_lines(lock: bytes, architecture: Architecture) -> Iterator[str]:
-    """The lock's lines whose markers hold in the guest, without them: pip would ask the interpreter that runs it."""
-    environment = {**_ENVIRONMENT, "platform_machine": architecture.name}
-    for line in lock.decode().replace("\\\n", " ").splitlines():
-        text, separator, hashes = line.partition("#")[0].partition(" --hash")
-        if separator:
-            requirement = Requirement(text.strip())
-            if requirement.marker is None or requirement.marker.evaluate(environment):
-                yield f"{requirement.name}{requirement.specifier}{separator}{hashes}"
-
-
-def _download(wanted: str, architecture: Architecture, folder: Path) -> None:
+def _download(requirements: str, architecture: Architecture, folder: Path) -> None:
     if importlib.util.find_spec("pip") is None:
         raise UnsupportedError(
             "this Python has no pip, which fetches the wheels of an image", mend="`python -m ensurepip` adds it"
         )
-    (folder / "requirements.txt").write_text(wanted)
+    (folder / "requirements.txt").write_text(requirements)
     try:
         done = subprocess.run(
             _pip_command(architecture),
@@ -144,7 +151,7 @@ def read_wheel(name: str, data: bytes) -> dict[str, File]:
                 for entry in entries
                 if (place := _place(check_path(entry.filename, name)))
             }
-    except (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, OSError, EOFError) as problem:
+    except _DAMAGED as problem:
         raise ConfigurationError(f"{name} can't be read: {type(problem).__name__}") from problem
 
 

@@ -67,7 +67,7 @@ class LogPump:
         if ended:
             lines = [line for line in lines if line]
         for line in lines:
-            self._lines.append(line[:MAX_LINE_BYTES].decode("utf-8", "replace"))
+            self._lines.append(_TERMINAL_OBEYS.sub(b"?", line[:MAX_LINE_BYTES]).decode("utf-8", "replace"))
         if lines:
             self._copy(pipe, b"\n".join(lines) + b"\n")
         return rest

@@ -1,7 +1,7 @@
 """bubblewrap, where it is installed and the kernel lets it: namespaces of its own for the enclave's process.
 
 It sees the system read-only, no home folders, a /tmp of its own, no other process, and a host name of its own. The
-network stays the host's, for clients reach a server through it, unless it is asked to be left out.
+network stays the host's, for clients reach a server through it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,10 @@ _HIDDEN = ("/tmp", "/var/tmp", "/run", "/home", "/root", "/mnt", "/media", "/srv
 
 
 def bubblewrap_command(
-    *, directory: Path, readable: Iterable[str], host_name: str | None, command: list[str], network: bool = True
+    *, directory: Path, readable: Iterable[str], host_name: str | None, command: list[str]
 ) -> list[str]:
-    """`command` within namespaces; only `directory` can be written, only `readable` is shown of what is hidden.
-
-    Without `network` it has none at all.
-    """
-    words = [_bwrap() or "bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    words += [] if network else ["--unshare-net"]
+    """`command` within namespaces; only `directory` can be written, only `readable` is shown of what is hidden."""
+    words = [bubblewrap() or "bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     words += ["--unshare-cgroup-try", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
     for hidden in _HIDDEN:
         if Path(hidden).is_dir() and not Path(hidden).is_symlink():
@@ -35,10 +31,15 @@ def bubblewrap_command(
     return [*words, "--", *command]
 
 
+def bubblewrap() -> str | None:
+    """The program's path, whatever PATH is; None where it is not installed."""
+    return shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin")
+
+
 @functools.cache
 def why_no_namespaces() -> str:
     """An empty string where bubblewrap works here, else the reason, and how to mend it. Tried, not guessed."""
-    if _bwrap() is None:
+    if bubblewrap() is None:
         return "bubblewrap is not installed (Debian, Ubuntu: apt install bubblewrap)"
     command = bubblewrap_command(directory=Path("/tmp"), readable=(), host_name=None, command=["/bin/true"])  # noqa: S108
     try:
@@ -50,7 +51,3 @@ def why_no_namespaces() -> str:
     if done.returncode:
         return f"bubblewrap can't make namespaces here: {done.stderr.strip()[:200]}"
     return ""
-
-
-def _bwrap() -> str | None:
-    return shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin")

@@ -26,8 +26,9 @@ from adyton.errors import AdytonError, BundleError, EnclaveDiedError, LaunchErro
 from adyton.host.bundles import Bundle
 from adyton.host.launch import firmware, hardening
 from adyton.host.launch.child import Child, describe_end, kill_group
+from adyton.host.launch.descriptors import request_log, socket_pair
 from adyton.host.launch.launcher import Capability, LaunchRequest, say_nothing
-from adyton.host.launch.log_pump import LogPump, open_log
+from adyton.host.launch.log_pump import LogPump
 from adyton.host.launch.namespaces import bubblewrap_command, why_no_namespaces
 from adyton.host.launch.private_directory import PrivateDirectory
 from adyton.host.launch.spawner import spawn
@@ -102,11 +103,11 @@ class ProcessLauncher:
         with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
             directory = PrivateDirectory()
             on_failure.callback(directory.close)
-            control, control_inside = _socket_pair(on_failure, always)
-            device, device_inside = _socket_pair(on_failure, always)
+            control, control_inside = socket_pair(on_failure, always)
+            device, device_inside = socket_pair(on_failure, always)
             bundle_fd = _sealed_memory(request.bundle.data)
             always.callback(os.close, bundle_fd)
-            log_file = _log_file(request, always)
+            log_file = request_log(request, always)
             inside = {
                 "control_fd": control_inside.fileno(),
                 "device_fd": device_inside.fileno(),
@@ -228,22 +229,6 @@ class ProcessEnclave:
         self._device.close()
         self.control.close()
         self._directory.close()
-
-
-def _socket_pair(on_failure: contextlib.ExitStack, always: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    """The host's end, closed on failure, and the enclave's, which the host closes in any case."""
-    mine, theirs = socket.socketpair()
-    on_failure.callback(mine.close)
-    always.callback(theirs.close)
-    return mine, theirs
-
-
-def _log_file(request: LaunchRequest, always: contextlib.ExitStack) -> int | None:
-    if request.log_directory is None:
-        return None
-    descriptor = open_log(request.log_directory / f"{request.name}.log")
-    always.callback(os.close, descriptor)
-    return descriptor
 
 
 def _sealed_memory(data: bytes) -> int:

@@ -19,6 +19,15 @@ _guard = threading.Lock()
 _orders: queue.SimpleQueue[_Order] | None = None
 
 
+def tied(command: list[str]) -> list[str]:
+    """`command`, killed with the thread that starts it, which is the spawner's: for what no namespace ties to us.
+
+    The test closes the race with a host that ends meanwhile.
+    """
+    check = ["/bin/sh", "-c", 'test "$PPID" = "$0" && exec "$@"', str(os.getpid())]
+    return ["setpriv", "--pdeathsig", "KILL", "--", *check, *command]
+
+
 def spawn(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     """subprocess.Popen(command, **options), from the thread that stays. Raises what Popen raises."""
     global _orders  # noqa: PLW0603

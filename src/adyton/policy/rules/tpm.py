@@ -16,7 +16,7 @@ SHA256_PCRS: Final = Field(
     key="pcrs",
     read=registers(hex_bytes({32}), PCRS),
     fact=lambda verified, _: verified.quote.pcrs.get("sha256", {}),
-    mend="quote these registers of the SHA-256 bank; add the values if this is what you meant to boot",
+    mend="they tell what was booted; missing ones have to be quoted, of the SHA-256 bank",
 )
 
 SHA256_EVENTS: Final = events("pcr_events", "quote.events", "sha256", 32, PCRS)
@@ -24,15 +24,15 @@ SHA256_EVENTS: Final = events("pcr_events", "quote.events", "sha256", 32, PCRS)
 TPM: Final = Schema(
     tee="tpm",
     fields=(
-        SHA256_PCRS,
-        SHA256_EVENTS,
         Field(
             key="launch",
             read=parts(hex_bytes({32})),
             fact=lambda verified, _: launched(verified.quote.pcrs.get("sha256", {}), verified.quote.events),
             default={},
-            mend="this part was changed on its way to the machine, or your policy is of another build",
+            mend="another one was booted; if that is what you built, make the policy anew",
         ),
+        SHA256_PCRS,
+        SHA256_EVENTS,
         listed(
             "platforms",
             32,

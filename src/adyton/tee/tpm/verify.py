@@ -31,6 +31,9 @@ AK_USAGES: Final = frozenset({x509.ObjectIdentifier("2.23.133.8.3"), x509.Object
 """tcg-kp-AIKCertificate; and tcg-kp-EKCertificate, with which Google certifies the attestation keys of its machines. A
 real endorsement key does no harm here: it decrypts, and can't sign."""
 
+VIRTUAL_ROOT: Final = b"Adyton virtual TPM root"
+"""What is in the name of a root that certifies TPMs that are programs of its host's."""
+
 FORMAT: Final = Step(
     title="the evidence and the TPM's structures in it are well formed",
     reference="TPM 2.0 Library, Part 2, sections 10.12.12, 11.3.4 and 12.2.4",
@@ -100,11 +103,19 @@ def verify_tpm(
         quote=quote,
         ak_sha256=ak_sha256,
         ak_provenance="pinned" if is_pinned else "certificate",
-        tcb=f"TPM firmware 0x{quote.firmware_version:016x}",
+        tcb=f"{_maker(evidence, anchor)} firmware 0x{quote.firmware_version:016x}",
         platform=ak_sha256.hex(),
         evidence_sha256=quote.sha256,
         anchor_sha256=anchor,
     )
+
+
+def _maker(evidence: Evidence, anchor: bytes) -> str:
+    """Whether the trusted root says of itself that its TPMs are programs. No word from a root that lies."""
+    for der in evidence.endorsed(EndorsementKind.CERTIFICATE):
+        if hashlib.sha256(der).digest() == anchor and VIRTUAL_ROOT in der:
+            return "a virtual TPM, which its host controls;"
+    return "TPM"
 
 
 def _check_attributes(parsed: TpmEvidence) -> None:

@@ -59,5 +59,5 @@ def _calculator() -> tuple[Callable[..., bytes], object, Mapping[str, int]]:
         from sevsnpmeasure.vcpu_types import CPU_SIGS
     except ImportError as problem:
         message = "SEV-SNP's measurement is computed by sev-snp-measure, which is not installed"
-        raise UnsupportedError(message, mend="pip install adyton[sev]") from problem
+        raise UnsupportedError(message, mend="pip install sev-snp-measure") from problem
     return calc_launch_digest, SevMode.SEV_SNP, CPU_SIGS

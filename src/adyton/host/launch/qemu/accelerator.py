@@ -14,18 +14,23 @@ from typing import Final
 
 from adyton.host.image.cache import default_cache
 from adyton.host.image.image import Image
-from adyton.host.launch.qemu.sandbox import why_closed
+from adyton.host.launch.child import kill_group
+from adyton.host.launch.qemu.firmware import find_firmware
+from adyton.host.launch.qemu.machine import bare_machine, linux_command_line
+from adyton.host.launch.qemu.sandbox import new_uid, sandboxed, why_closed
+from adyton.host.launch.spawner import spawn
 
 #: What a kernel says that has come all the way.
 _BOOTED: Final = b"Kernel panic - not syncing"
 PROBE_SECONDS: Final = 15.0
+_KERNEL: Final = "/boot/kernel"
 
 
 def choose_accelerator(image: Image) -> str:
     """The word "kvm" where that boots this kernel, else "tcg", QEMU's emulation. Remembered until the host boots."""
     if image.architecture != platform.machine() or why_closed(Path("/dev/kvm")):
         return "tcg"
-    memory = default_cache() / f"accelerator-{_boot_id()}"
+    memory = _memory()
     with contextlib.suppress(OSError):
         return {"kvm": "kvm"}.get(memory.read_text(), "tcg")
     found = "kvm" if _boots(image) else "tcg"
@@ -35,31 +40,46 @@ def choose_accelerator(image: Image) -> str:
     return found
 
 
-def _boots(image: Image) -> bool:
-    board = ["q35"] if image.architecture == "x86_64" else ["virt,gic-version=host"]
-    firmware = ["-bios", "qboot.rom"] if image.architecture == "x86_64" else []
-    console = "ttyS0" if image.architecture == "x86_64" else "ttyAMA0"
-    command = [
-        f"qemu-system-{image.architecture}",
-        "-accel",
-        "kvm",
-        "-cpu",
-        "host",
-        "-M",
-        *board,
-        *firmware,
-        "-m",
-        "256",
-    ]
-    command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
-    command += ["-kernel", str(image.kernel), "-append", f"console={console} panic=-1"]
+def known_accelerator() -> str:
+    """What `choose_accelerator` has found on this machine, in words."""
+    if why := why_closed(Path("/dev/kvm")):
+        return f"/dev/kvm {why}: the processor is emulated, and a start takes 5 to 30 s"
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=False
+        found = _memory().read_text()
+    except OSError:
+        return "KVM is tried at the first start"
+    return "KVM boots a kernel" if found == "kvm" else "KVM boots no kernel here: the processor is emulated"
+
+
+def _memory() -> Path:
+    return default_cache() / f"accelerator-{_boot_id()}"
+
+
+def _boots(image: Image) -> bool:
+    firmware = find_firmware(image.architecture, "none")
+    command = [*bare_machine(image.architecture, "kvm"), *(["-bios", str(firmware)] if firmware else [])]
+    command += ["-m", "256", "-kernel", _KERNEL, "-append", linux_command_line(image.architecture)]
+    confined = sandboxed(command, files={_KERNEL: image.kernel}, network=False, devices=["/dev/kvm"], uid=new_uid())
+    try:
+        process = spawn(
+            confined,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return False
-    return _BOOTED in done.stdout
+    try:
+        said, _ = process.communicate(timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        if process.returncode is None:
+            kill_group(process)
+        assert process.stdout is not None
+        process.stdout.close()
+    return _BOOTED in said
 
 
 def _boot_id() -> str:

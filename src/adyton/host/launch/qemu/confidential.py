@@ -142,7 +142,7 @@ class Confidential:
     def _needs(self, host: Path) -> Iterator[tuple[str, str]]:
         """Each thing by name, and in words what is wrong with it; empty if nothing is."""
         machine = platform.machine()
-        yield "processor", "" if machine == "x86_64" else f"{self.title} is x86_64's, and this is {machine}"
+        yield "x86_64", "" if machine == "x86_64" else f"{self.title} is x86_64's, and this is {machine}"
         on = _read(host / self.switch.lstrip("/")) in ("Y", "1")
         yield "kvm", "" if on else f"KVM has no {self.title}: {self.switch} is not Y ({self.switch_mend})"
         for device in self.devices:

@@ -58,7 +58,7 @@ class ConfidentialLauncher(QemuLauncher):
     def _find_firmware(self, _: VmSettings) -> Path:
         return self._confidential.find_firmware()
 
-    def _start_tpm(self, _settings: VmSettings, _directory: Path, _digests: dict[str, bytes]) -> None:
+    def _start_tpm(self, _settings: VmSettings, _directory: Path, _digests: dict[str, bytes], _uid: int | None) -> None:
         return None
 
     def _protection(self, bundle: Bundle) -> Protection:

@@ -27,10 +27,12 @@ from adyton.proto.trunk_loop import TrunkLoop
 
 #: How long a machine whose control connection ended may take to power off before it is killed.
 END_SECONDS: Final = 10.0
+UNSTARTED_END_SECONDS: Final = 1.0
 #: A guest that has not answered for so long hangs. Longer than a minute, for which a laptop may be closed.
 HANG_SECONDS: Final = 90.0
 PING_SECONDS: Final = 5.0
 WATCH_SECONDS: Final = 0.5
+CONSOLE_LINES: Final = 5
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: (.{1,200})")
 
 
@@ -78,8 +80,8 @@ class VmEnclave:
         assert process.stdout is not None
         assert process.stderr is not None
         to_stdout, to_stderr, to_file = sinks
-        pipes = {stdout: to_stdout, stderr: to_stderr, process.stdout: None, process.stderr: None}
-        self._pump = LogPump(pipes, to_file)
+        self._pump = LogPump({stdout: to_stdout, stderr: to_stderr}, to_file)
+        self._console = LogPump({process.stdout: None, process.stderr: None}, to_file)
         self._monitor = Monitor(attached.monitor)
         self._trunk = attached.trunk
         self._loop = TrunkLoop(self._trunk.fileno(), side="host", accept=self._accept)
@@ -103,13 +105,21 @@ class VmEnclave:
         """How long the guest's kernel had run at some moments, by its own clock; None until the guest said so."""
         return self._started
 
+    def wait_started(self, timeout_seconds: float) -> Started:
+        """What the guest reports when its enclave's process has been started. Raises what `explain` says, if not."""
+        until = time.monotonic() + timeout_seconds
+        while self._started is None:
+            if self.wait(0.05) or time.monotonic() > until:
+                raise self.explain(started=False)
+        return self._started
+
     def address_of(self, port: int) -> str:
         """A listener of this process carries each connection into the guest."""
         return self._ports.address_of(port)
 
     def log_tail(self) -> tuple[str, ...]:
-        """As LaunchedEnclave says; what the guest's kernel and QEMU printed is among it."""
-        return self._pump.tail()
+        """As LaunchedEnclave says; before it the last of what the guest's kernel and QEMU printed."""
+        return self._console.tail(CONSOLE_LINES) + self._pump.tail()
 
     def wait(self, timeout_seconds: float) -> bool:
         """As LaunchedEnclave says."""
@@ -117,10 +127,12 @@ class VmEnclave:
 
     def explain(self, *, started: bool) -> AdytonError:
         """As LaunchedEnclave says: whether the machine was killed, could not start, panicked, or its enclave ended."""
-        if not self.wait(END_SECONDS):
+        # One that was not up yet has not ended its control connection: the host did.
+        if not self.wait(END_SECONDS if self._started else UNSTARTED_END_SECONDS):
             self._kill("the virtual machine did not power off")
             self.wait(END_SECONDS)
         self._pump.join(END_SECONDS)
+        self._console.join(END_SECONDS)
         self._listening.join(END_SECONDS)
         tail, status = self.log_tail(), self._child.status
         if self._ended is not None:
@@ -128,12 +140,13 @@ class VmEnclave:
         if self._why_killed or self._monitor.stopped_for:
             why = self._why_killed or f"the virtual machine stopped: {self._monitor.stopped_for}"
             return EnclaveDiedError(why, exit_status=status, log_tail=tail)
-        if panics := [found for line in self._pump.tail(100) if (found := _PANIC.search(line))]:
+        if panics := [found for line in self._console.tail(100) if (found := _PANIC.search(line))]:
             panic = panics[-1][1].strip()
             why = self._out_of_memory() if "memory" in panic else f"the guest's kernel panicked: {panic}"
             return EnclaveDiedError(why, exit_status=status, log_tail=tail)
         if status > 0 and not started:
-            return LaunchError(f"QEMU can't start the virtual machine: {tail[-1] if tail else 'it said nothing'}")
+            said = self._console.tail(1)
+            return LaunchError(f"QEMU can't start the virtual machine: {said[-1] if said else 'it said nothing'}")
         how = "it powered off" if status == 0 else f"QEMU ended: {describe_end(status)}"
         return EnclaveDiedError(f"the virtual machine is gone: {how}", exit_status=status, log_tail=tail)
 
@@ -146,6 +159,7 @@ class VmEnclave:
         self._carrying.join(END_SECONDS)
         self._trunk.close()
         self._pump.join(END_SECONDS)
+        self._console.join(END_SECONDS)
         self._child.close()
         self._monitor.close()
         if self._tpm is not None:

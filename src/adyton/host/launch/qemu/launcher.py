@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import platform
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,25 +21,28 @@ from cryptography.hazmat.primitives import hashes
 from adyton.bundle.settings import VmSettings
 from adyton.errors import LaunchError, UnsupportedError
 from adyton.host.bundles import Bundle
+from adyton.host.image.cache import Cache, default_cache
 from adyton.host.image.image import Image, build_image
-from adyton.host.image.measurements import measure_vm, with_measured
+from adyton.host.image.measurements import Measured, measure_ovmf_vm, measure_vm, with_measured
 from adyton.host.image.reference.hcrtm import launch_document
 from adyton.host.launch.child import kill_group
+from adyton.host.launch.descriptors import request_log, socket_pair
 from adyton.host.launch.launcher import Capability, LaunchRequest, say_nothing
-from adyton.host.launch.log_pump import open_log
 from adyton.host.launch.namespaces import why_no_namespaces
 from adyton.host.launch.private_directory import PrivateDirectory
-from adyton.host.launch.qemu.accelerator import choose_accelerator
+from adyton.host.launch.qemu.accelerator import choose_accelerator, known_accelerator
 from adyton.host.launch.qemu.enclave import Attachments, VmEnclave
 from adyton.host.launch.qemu.firmware import find_firmware, find_ovmf
 from adyton.host.launch.qemu.machine import PACKAGES, Machine, Protection, linux_command_line
 from adyton.host.launch.qemu.ports import HostPorts
-from adyton.host.launch.qemu.sandbox import sandboxed
+from adyton.host.launch.qemu.sandbox import new_uid, sandboxed
 from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
 from adyton.host.launch.spawner import spawn
 from adyton.proto.guest import BootDocument
 
+#: How long a machine with firmware may take to boot. Emulated, OVMF reads and hashes the image slowly.
+REFERENCE_SECONDS = 180.0
 KERNEL, INITRD, FIRMWARE = "/boot/kernel", "/boot/initrd", "/boot/firmware"
 
 
@@ -62,6 +62,7 @@ class QemuLauncher:
         return [
             _program("launch", program, f"apt install {PACKAGES.get(self._architecture, program)}"),
             _program("tpm", "swtpm", "apt install swtpm"),
+            Capability(name="kvm", available=known_accelerator().startswith("KVM boots a"), detail=known_accelerator()),
             _firmware(),
             Capability(
                 name="sandbox",
@@ -72,15 +73,33 @@ class QemuLauncher:
 
     def prepare(self, bundle: Bundle, say: Callable[[str], None] = say_nothing) -> None:
         """Build the image, which fetches its parts the first time. Raises what `build_image` raises."""
+        self._check_programs()
         self._build(bundle, say)
+        say("starting a virtual machine")
 
     def measurements(self, bundle: Bundle) -> dict[str, object]:
         """As `Launcher` says; of the image that this machine builds."""
-        image, settings = self._build(bundle), bundle.settings.vm
-        firmware = find_ovmf() if settings.firmware == "ovmf" else None
+        return with_measured(bundle.measurements(), self.measure(bundle))
+
+    def measure(self, bundle: Bundle, say: Callable[[str], None] = say_nothing) -> Measured:
+        """The reference values of the machine. Where firmware measures, this boots it once for each bundle."""
+        image, settings = self._build(bundle, say), bundle.settings.vm
         command_line = linux_command_line(image.architecture)
-        measured = measure_vm(image, settings, command_line=command_line, firmware=firmware)
-        return with_measured(bundle.measurements(), measured)
+        if settings.firmware == "none":
+            return measure_vm(image, command_line=command_line)
+        firmware, pcr0 = find_ovmf(), self._firmware_pcr0(bundle, say)
+        return measure_ovmf_vm(image, settings, command_line=command_line, firmware=firmware, firmware_pcr0=pcr0)
+
+    def _firmware_pcr0(self, bundle: Bundle, say: Callable[[str], None]) -> str:
+        """PCR 0 of a boot here. It is kept for this bundle alone: another's first process might not say the truth."""
+        cache = Cache(default_cache())
+        key = {"register": "PCR 0", "bundle": bundle.sha256.hex(), "firmware": _sha256(find_ovmf())}
+        if not (known := cache.noted(key).get("value")):
+            say("booting once, for the firmware's own register")
+            with contextlib.closing(self.launch(LaunchRequest(name="reference", bundle=bundle))) as machine:
+                known = machine.wait_started(REFERENCE_SECONDS).pcr0
+            cache.note(key, {"value": known})
+        return known
 
     def anchors(self) -> dict[str, bytes]:
         """The root of this machine's virtual TPMs."""
@@ -90,79 +109,85 @@ class QemuLauncher:
         """Start one. Raises LaunchError, UnsupportedError, BundleError, or ConfigurationError."""
         self._check(request)
         image = self._build(request.bundle)
-        settings = request.bundle.settings.vm
         with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
+            log_file = request_log(request, always)
             directory = PrivateDirectory()
             on_failure.callback(directory.close)
             booted = _booted(image, directory.path)
-            command_line = linux_command_line(image.architecture)
-            tpm = self._start_tpm(settings, directory.path, booted.digests)
+            uid = new_uid()
+            tpm = self._start_tpm(request.bundle.settings.vm, directory.path, booted.digests, uid)
             if tpm is not None:
                 on_failure.callback(tpm.close)
             ports = HostPorts(request.address)
             on_failure.callback(ports.close)
             for port in request.ports:
                 ports.reserve(port)
-            trunk, trunk_inside = _socket_pair(on_failure, always)
-            monitor, monitor_inside = _socket_pair(on_failure, always)
-            firmware = self._find_firmware(settings)
-            files = {KERNEL: image.kernel, INITRD: booted.initrd}
-            if isinstance(firmware, Path):
-                files[FIRMWARE] = firmware
-            machine = Machine(
-                architecture=image.architecture,
-                accelerator=self._accelerator or choose_accelerator(image),
-                memory_mb=settings.memory_mb,
-                cpus=settings.cpus,
-                firmware=FIRMWARE if isinstance(firmware, Path) else firmware,
-                kernel=KERNEL,
-                initrd=INITRD,
-                command_line=command_line,
-                trunk_fd=trunk_inside.fileno(),
-                monitor_fd=monitor_inside.fileno(),
-                tpm_fd=tpm.qemu_fd if tpm else None,
-                network=request.bundle.settings.network.outbound,
-                protection=self._protection(request.bundle),
-            )
-            log_file = _log_file(request, always)
-            process = _spawn(machine, files)
+            trunk, trunk_inside = socket_pair(on_failure, always)
+            monitor, monitor_inside = socket_pair(on_failure, always)
+            inside = trunk_inside.fileno(), monitor_inside.fileno(), tpm.qemu_fd if tpm else None
+            process = self._spawn(image, booted, request.bundle, inside, uid)
             on_failure.callback(kill_group, process)
             if tpm is not None:
                 tpm.release()
-            boot = BootDocument(
-                time_ns=time.time_ns(),
-                host_name=request.host_name or "enclave",
-                event_log=tpm.event_log if tpm else b"",
-                certificates=tpm.certificates if tpm else (),
-            )
             enclave = VmEnclave(
                 process,
-                memory_mb=settings.memory_mb,
-                boot=boot,
+                memory_mb=request.bundle.settings.vm.memory_mb,
+                boot=_boot_document(request, tpm),
                 attached=Attachments(trunk=trunk, monitor=monitor, tpm=tpm, ports=ports, directory=directory),
                 sinks=(request.stdout_fd, request.stderr_fd, log_file),
             )
             on_failure.pop_all()
         return enclave
 
-    def _check(self, request: LaunchRequest) -> None:
+    def _spawn(
+        self, image: Image, booted: _Booted, bundle: Bundle, inside: tuple[int, int, int | None], uid: int | None
+    ) -> subprocess.Popen[bytes]:
+        """Start QEMU with its ends of the trunk, the monitor, and the TPM if there is one, as the TPM's user."""
+        trunk_fd, monitor_fd, tpm_fd = inside
+        settings = bundle.settings
+        firmware = self._find_firmware(settings.vm)
+        files = {KERNEL: image.kernel, INITRD: booted.initrd}
+        if isinstance(firmware, Path):
+            files[FIRMWARE] = firmware
+        machine = Machine(
+            architecture=image.architecture,
+            accelerator=self._accelerator or choose_accelerator(image),
+            memory_mb=settings.vm.memory_mb,
+            cpus=settings.vm.cpus,
+            firmware=FIRMWARE if isinstance(firmware, Path) else firmware,
+            kernel=KERNEL,
+            initrd=INITRD,
+            command_line=linux_command_line(image.architecture),
+            network=settings.network.outbound,
+            trunk_fd=trunk_fd,
+            monitor_fd=monitor_fd,
+            tpm_fd=tpm_fd,
+            protection=self._protection(bundle),
+        )
+        return _spawn(machine, files, uid)
+
+    def _check_programs(self) -> None:
         program = f"qemu-system-{self._architecture}"
         if not shutil.which(program):
-            raise UnsupportedError(
-                f"{program} is not installed", mend=f"apt install {PACKAGES.get(self._architecture, program)}"
-            )
+            mend = f"Debian, Ubuntu: apt install {PACKAGES.get(self._architecture, program)}"
+            raise UnsupportedError(f"{program} is not installed", mend=mend)
+
+    def _check(self, request: LaunchRequest) -> None:
+        self._check_programs()
         if request.stdin_fd is not None:
             raise UnsupportedError("stdin_fd: a virtual machine has no standard input of its host's")
 
     def _find_firmware(self, settings: VmSettings) -> Path | str | None:
         return find_firmware(self._architecture, settings.firmware)
 
-    def _start_tpm(self, settings: VmSettings, directory: Path, digests: dict[str, bytes]) -> Vtpm | None:
+    def _start_tpm(
+        self, settings: VmSettings, directory: Path, digests: dict[str, bytes], uid: int | None
+    ) -> Vtpm | None:
         """A TPM that has measured what is booted, unless the firmware is to do so."""
         document = None
         if settings.firmware == "none":
             document = launch_document(digests, linux_command_line(self._architecture))
-        return Vtpm.start(_folder(directory / "tpm"), document=document, authority=VtpmAuthority.open())
+        return Vtpm.start(_folder(directory / "tpm"), document=document, authority=VtpmAuthority.open(), uid=uid)
 
     def _protection(self, _: Bundle) -> Protection | None:
         return None
@@ -195,13 +220,17 @@ def _booted(image: Image, directory: Path) -> _Booted:
     return _Booted(initrd=initrd, digests=digests)
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _folder(path: Path) -> Path:
     path.mkdir(mode=0o700)
     return path
 
 
-def _spawn(machine: Machine, files: dict[str, Path]) -> subprocess.Popen[bytes]:
-    command = sandboxed(machine.arguments(), files=files, network=machine.network, devices=machine.devices)
+def _spawn(machine: Machine, files: dict[str, Path], uid: int | None) -> subprocess.Popen[bytes]:
+    command = sandboxed(machine.arguments(), files=files, network=machine.network, devices=machine.devices, uid=uid)
     descriptors = (machine.trunk_fd, machine.monitor_fd, *(() if machine.tpm_fd is None else (machine.tpm_fd,)))
     try:
         return spawn(
@@ -218,20 +247,14 @@ def _spawn(machine: Machine, files: dict[str, Path]) -> subprocess.Popen[bytes]:
         raise LaunchError(f"QEMU can't be started: {problem}") from problem
 
 
-def _socket_pair(on_failure: contextlib.ExitStack, always: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    """The host's end, closed on failure, and QEMU's, which the host closes in any case."""
-    mine, theirs = socket.socketpair()
-    on_failure.callback(mine.close)
-    always.callback(theirs.close)
-    return mine, theirs
-
-
-def _log_file(request: LaunchRequest, always: contextlib.ExitStack) -> int | None:
-    if request.log_directory is None:
-        return None
-    descriptor = open_log(request.log_directory / f"{request.name}.log")
-    always.callback(os.close, descriptor)
-    return descriptor
+def _boot_document(request: LaunchRequest, tpm: Vtpm | None) -> BootDocument:
+    """What the guest is told; the time is filled in when it asks."""
+    return BootDocument(
+        time_ns=0,
+        host_name=request.host_name or "enclave",
+        event_log=tpm.event_log if tpm else b"",
+        certificates=tpm.certificates if tpm else (),
+    )
 
 
 def _firmware() -> Capability:

@@ -15,6 +15,12 @@ _LINUX: Final = (
 )
 _CONSOLES: Final = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 _PROGRAMS: Final = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}
+_BOARDS: Final = {
+    "x86_64": "q35,smm=off,i8042=off,sata=off,smbus=off,vmport=off,graphics=off,usb=off",
+    "aarch64": "virt,gic-version=3",
+}
+_EMULATED: Final = {"x86_64": "max,-la57", "aarch64": "cortex-a72"}
+"""The processor where QEMU emulates it."""
 PACKAGES: Final = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 #: Seccomp, in QEMU itself: no new privileges, no programs, no other scheduling.
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -64,11 +70,10 @@ class Machine:
 
     def arguments(self) -> list[str]:
         """QEMU's command line."""
-        words = [_PROGRAMS[self.architecture], *self._board(), "-m", str(self.memory_mb), "-smp", str(self.cpus)]
+        words = bare_machine(self.architecture, self.accelerator, self.protection)
+        words += ["-m", str(self.memory_mb), "-smp", str(self.cpus)]
         if self.firmware is not None:
             words += ["-bios", self.firmware]
-        words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _SANDBOX]
-        words += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
         words += ["-chardev", f"socket,id=monitor,fd={self.monitor_fd}", "-mon", "chardev=monitor,mode=control"]
         words += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=trunk,fd={self.trunk_fd}"]
         words += ["-device", "virtserialport,chardev=trunk,name=adyton.trunk"]
@@ -80,33 +85,18 @@ class Machine:
             words += ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="]
         return [*words, "-kernel", self.kernel, "-initrd", self.initrd, "-append", self.command_line]
 
-    def _board(self) -> list[str]:
-        if self.architecture == "aarch64":
-            processor = "host" if self.accelerator == "kvm" else "cortex-a72"
-            return ["-M", "virt,gic-version=3", *_accelerator(self.accelerator), "-cpu", processor]
-        board = "q35,smm=off,i8042=off,sata=off,smbus=off,vmport=off,graphics=off,usb=off"
-        if self.protection is not None:
-            objects = (word for each in self.protection.objects for word in ("-object", each))
-            return [
-                "-M",
-                f"{board},{self.protection.board}",
-                "-accel",
-                "kvm",
-                "-cpu",
-                self.protection.processor,
-                *objects,
-            ]
-        return [
-            "-M",
-            board,
-            *_accelerator(self.accelerator),
-            "-cpu",
-            "host" if self.accelerator == "kvm" else "max,-la57",
-        ]
 
-
-def _accelerator(name: str) -> list[str]:
-    return ["-accel", "tcg,thread=multi" if name == "tcg" else name]
+def bare_machine(architecture: str, accelerator: str, protection: Protection | None = None) -> list[str]:
+    """QEMU, its board and its processor, with no device but a console on its standard output."""
+    kvm = accelerator == "kvm"
+    board, processor = _BOARDS[architecture], "host" if kvm else _EMULATED[architecture]
+    if protection is not None:
+        board, processor = f"{board},{protection.board}", protection.processor
+    words = [_PROGRAMS[architecture], "-M", board, "-accel", "kvm" if kvm else "tcg,thread=multi", "-cpu", processor]
+    for each in protection.objects if protection else ():
+        words += ["-object", each]
+    words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _SANDBOX]
+    return [*words, "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
 
 
 def linux_command_line(architecture: str) -> str:

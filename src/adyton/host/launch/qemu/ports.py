@@ -8,7 +8,10 @@ import socket
 import threading
 from collections.abc import Callable
 
-from adyton.errors import LaunchError
+from adyton.errors import ControlProtocolError, LaunchError
+
+#: Linux's first port of those that it chooses itself (ip_local_port_range).
+FIRST_EPHEMERAL = 32768
 
 #: Gives a listener to the trunk, which opens a stream to that port inside for each connection.
 Forward = Callable[[socket.socket, int], None]
@@ -37,11 +40,17 @@ class HostPorts:
                     forward(each, port)
 
     def address_of(self, port: int) -> str:
-        """Where `port` of the guest is reached: the same number if it is free on the host, else another."""
+        """Where `port` of the guest is reached: the same number if it is free here, else another.
+
+        The guest chose it, so it is never one that means something on the host: only one that the host has reserved, or
+        one that systems give to whoever asks for any. Raises ControlProtocolError for what is no port.
+        """
+        if not 0 < port < 65536:
+            raise ControlProtocolError(f"the enclave says that it listens on port {port}, which is none")
         with self._guard:
             if port not in self._listeners:
                 try:
-                    self._listeners[port] = self._listen(port)
+                    self._listeners[port] = self._listen(port if port >= FIRST_EPHEMERAL else 0)
                 except LaunchError:
                     self._listeners[port] = self._listen(0)
                 if self._forward is not None:

@@ -18,7 +18,7 @@ from typing import Final, Self
 from adyton.errors import AdytonError, LaunchError, UnsupportedError
 from adyton.host.image.reference.hcrtm import event_log
 from adyton.host.launch.log_pump import LogPump
-from adyton.host.launch.namespaces import bubblewrap_command, why_no_namespaces
+from adyton.host.launch.qemu.sandbox import sandboxed
 from adyton.host.launch.qemu.swtpm_control import SECONDS, Command, SwtpmControl, pass_on
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
 from adyton.host.launch.spawner import spawn
@@ -35,8 +35,6 @@ STATE_BYTES: Final = 16 * 1024
 
 _STARTUP, _SHUTDOWN = 0x144, 0x145
 _CLEAR: Final = struct.pack(">H", 0)
-_TIED: Final = ("setpriv", "--pdeathsig", "KILL", "--", "/bin/sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
-"""Killed with the thread that started it; the test closes the race with a host that ends meanwhile."""
 
 
 class Vtpm:
@@ -49,14 +47,14 @@ class Vtpm:
     event_log: bytes
     """That PCR 0 has the document; empty if there is none."""
 
-    def __init__(self, directory: Path, document: bytes | None) -> None:
+    def __init__(self, directory: Path, document: bytes | None, uid: int | None) -> None:
         """Start the process; `start` makes a TPM of it."""
         self.event_log = b"" if document is None else event_log(document)
         self._fault = ""
         self._ours, theirs = socket.socketpair()
         with theirs:
             try:
-                self.process = _start(directory, theirs.fileno())
+                self.process = _start(directory, theirs.fileno(), uid)
             except BaseException:
                 self._ours.close()
                 raise
@@ -67,15 +65,16 @@ class Vtpm:
         self._thread = threading.Thread(target=self._pass_on, args=(document,), name="adyton-vtpm", daemon=True)
 
     @classmethod
-    def start(cls, directory: Path, *, document: bytes | None, authority: VtpmAuthority) -> Self:
+    def start(cls, directory: Path, *, document: bytes | None, authority: VtpmAuthority, uid: int | None) -> Self:
         """A TPM whose state is in `directory`, which is private, empty, and its caller's to remove.
 
         `document` is what each start and reset of the machine measures into PCR 0 before anything else (4096 bytes at
-        most, else ValueError); None leaves measuring to the firmware. Raises UnsupportedError or LaunchError.
+        most, else ValueError); None leaves measuring to the firmware. `uid` is the machine's, of `sandbox.new_uid`;
+        `directory` becomes its. Raises UnsupportedError or LaunchError.
         """
         if document is not None and len(document) > MAX_BYTES:
             raise ValueError(f"a launch document has {MAX_BYTES} bytes at most, not {len(document)}")
-        vtpm = cls(directory, document)
+        vtpm = cls(directory, document, uid)
         try:
             vtpm.certificates = authority.certify(_manufacture(vtpm._control))
             vtpm._thread.start()
@@ -147,8 +146,8 @@ class Vtpm:
             self._proxy.close()
 
 
-def _start(directory: Path, control_fd: int) -> subprocess.Popen[bytes]:
-    """swtpm on that control channel, without a network and without other files where bubblewrap works.
+def _start(directory: Path, control_fd: int, uid: int | None) -> subprocess.Popen[bytes]:
+    """swtpm on that control channel, in QEMU's sandbox, without a network and with no file but its state.
 
     It names no path: folders may have spaces, commas and long names. It ends with this process, whatever ends that.
     """
@@ -156,15 +155,11 @@ def _start(directory: Path, control_fd: int) -> subprocess.Popen[bytes]:
     if swtpm is None:
         raise UnsupportedError("swtpm is not installed", mend="Debian, Ubuntu: apt install swtpm")
     command = [swtpm, "socket", "--tpm2", "--tpmstate", "dir=.", "--ctrl", f"type=unixio,clientfd={control_fd}"]
-    if why_no_namespaces():
-        command = [*_TIED, str(os.getpid()), *command]
-    else:
-        command = bubblewrap_command(
-            directory=directory, readable=[swtpm], host_name=None, command=command, network=False
-        )
     try:
+        if uid is not None:
+            os.chown(directory, uid, uid)
         return spawn(
-            command,
+            sandboxed(command, files={}, network=False, devices=(), uid=uid, writable=directory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
