@@ -190,6 +190,22 @@ def test_sighup_is_an_end_too() -> None:
     assert (code, "SIGHUP: finalizing" in talk) == (0, True)
 
 
+@pytest.mark.parametrize("name", ["HUP", "INT"])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(name: str) -> None:
+    """As `nohup` ignores the one, and a shell the other for a job in the background."""
+    ignoring = ["sh", "-c", f"trap '' {name}; exec \"$@\"", "sh"]
+    process = subprocess.Popen(
+        [*ignoring, *COMMAND, "run", TRANSLATOR], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("Server started")
+    process.send_signal(signal.Signals[f"SIG{name}"])
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, talk = process.communicate(timeout=60)
+    assert (process.returncode, "SIGTERM: finalizing" in talk) == (0, True)
+
+
 def test_a_signal_while_the_application_starts_ends_at_once(tmp_path: Path) -> None:
     project = write_probe_project(tmp_path)
     (project / "probe" / "__init__.py").write_text("import time\ntime.sleep(60)\n")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,15 @@ def test_a_nitro_image_and_what_the_others_lack(folder: Path, monkeypatch: pytes
         started = adyton("run", "examples/translator", "--on", technology)
         assert started.returncode == 6, started.stderr
     assert parse_settings((folder / "examples/translator/enclave.toml").read_bytes()).vm.firmware == "none"
+
+
+def test_the_demonstration_from_nothing(tmp_path: Path) -> None:
+    """With an empty cache: what the image is made of comes from the distribution and the package index."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "dev.py", "demo", "--on", "vm"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=380)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fetching" in done.stdout
+    assert "asylo → sanctuary" in done.stdout
+    assert "PolicyError, PERMISSION_DENIED: the policy accepts no such evidence of tpm" in done.stdout
+    assert re.search(r"launch is application=[0-9a-f]{31}", done.stdout)

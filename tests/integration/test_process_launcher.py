@@ -8,20 +8,30 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
 import pytest
+from descriptors import failures_for_want_of_descriptors
 from observing import eventually, processes_that_mention
 
-from adyton.errors import ApplicationError, ConfigurationError, EnclaveDiedError, LaunchError, UnsupportedError
+from adyton.errors import (
+    ApplicationError,
+    ConfigurationError,
+    EnclaveDiedError,
+    LaunchError,
+    UnsupportedError,
+)
 from adyton.host.bundles import LOCK, Bundle
 from adyton.host.launch import hardening, registry
 from adyton.host.launch.launcher import LaunchRequest
 from adyton.host.launch.namespaces import why_no_namespaces
-from adyton.host.launch.process import ProcessEnclave, ProcessLauncher
-from adyton.host.manager import EnclaveClient, EnclaveManager
-from adyton.testing.probes import config, probe_bundle, write_probe_project
+from adyton.host.launch.process import LOG_SECONDS, ProcessEnclave, ProcessLauncher
+from adyton.host.manager import END_SECONDS, EnclaveClient, EnclaveManager
+from adyton.testing.probes import command, config, probe_bundle, write_probe_project
 
 Ask = Callable[[EnclaveClient, str], str]
 
@@ -321,3 +331,25 @@ def test_what_a_host_can_get_wrong(manager: EnclaveManager, field: str, value: o
     setattr(configuration, field, value)
     with pytest.raises(ConfigurationError, match=message):
         manager.load("probe", probe_bundle(), configuration)
+
+
+def test_without_descriptors_left_it_is_a_launch_error_and_nothing_stays(runtime_directory: Path) -> None:
+    launched().close()  # so that nothing is imported when there are none
+    assert failures_for_want_of_descriptors(lambda: launched().close(), runtime_directory) > 5
+
+
+def test_a_sink_that_does_not_read_does_not_hold_up_the_end(manager: EnclaveManager) -> None:
+    read, write = os.pipe()
+    configuration = config()
+    configuration.stdout_fd = write
+    enclave = manager.load("probe", probe_bundle(), configuration)
+    threads = threading.active_count()
+    printing = enclave.run_future(command("print " + "y" * 300_000))
+    with pytest.raises(FutureTimeoutError):
+        printing.result(1)
+    begun = time.monotonic()
+    enclave.destroy(timeout_seconds=1)
+    assert time.monotonic() - begun < 1 + END_SECONDS + LOG_SECONDS
+    eventually(lambda: threading.active_count() < threads)
+    os.close(read)
+    os.close(write)

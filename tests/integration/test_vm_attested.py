@@ -61,6 +61,7 @@ def check(attestation: Attestation | None, project: Path) -> None:
     record = json.loads(json.dumps(attestation.record()))
     measurements = json.loads((project / "dist" / "measurements.json").read_text())
     assert (record["tee"], record["level"], record["insecurities"]) == ("tpm", "connection", [])
+    assert record["tcb"].startswith("a virtual TPM, which its host controls; firmware 0x")
     assert record["rule"] == f"translator {measurements['bundle_sha256'][:12]} on tpm"
 
 

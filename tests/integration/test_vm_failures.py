@@ -81,7 +81,7 @@ def death(enclave: EnclaveClient) -> EnclaveDiedError:
 @pytest.mark.parametrize(
     ("present", "message"),
     [
-        ([], rf"{QEMU} is not installed \(apt install qemu-system-(x86|arm)\)"),
+        ([], rf"{QEMU} is not installed \(Debian, Ubuntu: apt install qemu-system-(x86|arm)\)"),
         ([QEMU], r"swtpm is not installed \(Debian, Ubuntu: apt install swtpm\)"),
     ],
     ids=["no QEMU", "no swtpm"],
@@ -230,6 +230,21 @@ def test_a_first_process_that_fails_is_explained(
     with pytest.raises(EnclaveDiedError, match=message) as caught:
         load(manager)
     assert logged in "\n".join(caught.value.log_tail)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the driver is the PC's")
+def test_a_tpm_that_the_kernel_gave_up_is_asked_again(manager: EnclaveManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up = b"""
+load = machine.load_modules
+def give_up():
+    load()
+    open("/sys/bus/acpi/drivers/tpm_crb/unbind", "w").write("MSFT0101:00")
+machine.load_modules = give_up
+pid1.main(0.0)
+"""
+    files = {"init": File(content=INIT + given_up, executable=True)}
+    monkeypatch.setattr(QemuLauncher, "_build", building_with(files, QemuLauncher._build))
+    assert load(manager).collect_evidence(bytes(64), timeout_seconds=60).tee == "tpm"
 
 
 def building_with(files: Files, build: Build) -> Build:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,129 +17,37 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from observing import status_of
+from vtpms import (
+    DIGESTS,
+    DOCUMENT,
+    OK,
+    PCR_RESET,
+    REPORT_DATA,
+    SECONDS,
+    STARTUP,
+    STORE_VOLATILE,
+    TPM_FAIL,
+    ends,
+    needs_swtpm,
+    pcr_0,
+    quoted,
+    running,
+)
 
-from adyton.errors import EvidenceError, LaunchError, UnsupportedError
+from adyton.errors import EvidenceError, LaunchError
 from adyton.host.image.reference.hcrtm import EV_EFI_HCRTM_EVENT, launch_document
-from adyton.host.launch.namespaces import why_no_namespaces
-from adyton.host.launch.qemu import sandbox
-from adyton.host.launch.qemu.sandbox import new_uid
 from adyton.host.launch.qemu.swtpm_control import Command, SwtpmControl, pass_on
-from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import LEAF_LIFETIME, ROOT_COMMON_NAME, VtpmAuthority
 from adyton.tee._event_log import authenticated
 from adyton.tee._tpm_quote import EVENT_LOG
-from adyton.tee.tpm.device import TpmDevice
 from adyton.tee.tpm.launch import parse_launch, pcr0
-from adyton.tee.tpm.verify import VerifiedTpm, verify_tpm
-from adyton.testing.kernels.emulated import EmulatedKernel, Files
-from adyton.testing.kernels.tpm import TpmNode
+from adyton.testing.kernels.emulated import Files
 from adyton.testing.tpm_quotes import agile_log
-
-needs_swtpm = pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed: apt install swtpm")
-
-SECONDS = 20.0
-REPORT_DATA = bytes(range(64))
-DIGESTS = {name: hashlib.sha256(name.encode()).digest() for name in ("application", "kernel", "system")}
-DOCUMENT = launch_document(DIGESTS, "panic=-1")
-PASSWORD = bytes.fromhex("00000009 40000009 0000 00 0000")
-STARTUP, PCR_EXTEND, PCR_RESET = 0x144, 0x182, 0x13D
-STORE_VOLATILE = 10
-OK, TPM_FAIL = bytes(4), struct.pack(">I", 9)
-
-
-class Qemu:
-    """What QEMU says to its TPM's emulator, in that order; and what the guest's driver has of it."""
-
-    def __init__(self, vtpm: Vtpm) -> None:
-        self.control = socket.socket(fileno=os.dup(vtpm.qemu_fd))
-        vtpm.release()
-        self.control.settimeout(SECONDS)
-        self.data, theirs = socket.socketpair()
-        self.data.settimeout(SECONDS)
-        with theirs:
-            assert self.command(Command.SET_DATAFD, descriptors=[theirs.fileno()]) == OK
-
-    def command(self, command: int, body: bytes = b"", *, descriptors: Sequence[int] = ()) -> bytes:
-        socket.send_fds(self.control, [struct.pack(">I", command) + body], list(descriptors))
-        return self.control.recv(4096)
-
-    def reset(self) -> None:
-        """The machine starts, or starts again, and so does whoever drives the TPM in it."""
-        assert self.command(Command.STOP) == OK
-        assert self.command(Command.SET_BUFFERSIZE, struct.pack(">I", 4096))[:4] == OK
-        assert self.command(Command.INIT, bytes(4)) == OK
-        assert self.transmit(struct.pack(">HIIH", 0x8001, 12, STARTUP, 0))[6:10] == OK
-
-    def transmit(self, command: bytes) -> bytes:
-        self.data.sendall(command)
-        response = b""
-        while len(response) < 10 or len(response) < struct.unpack_from(">I", response, 2)[0]:
-            part = self.data.recv(4096)
-            assert part
-            response += part
-        return response
-
-    def on_pcr(self, code: int, index: int, parameters: bytes = b"") -> bytes:
-        """The response code of a command about a PCR, with an empty password."""
-        body = struct.pack(">I", index) + PASSWORD + parameters
-        return self.transmit(struct.pack(">HII", 0x8002, 10 + len(body), code) + body)[6:10]
-
-    def extend(self, index: int, data: bytes) -> None:
-        digest = struct.pack(">IH", 1, 0x000B) + hashlib.sha256(data).digest()
-        assert self.on_pcr(PCR_EXTEND, index, digest) == OK
-
-    def close(self) -> None:
-        self.control.close()
-        self.data.close()
 
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> VtpmAuthority:
     return VtpmAuthority.open(tmp_path_factory.mktemp("authority"))
-
-
-@contextmanager
-def running(
-    directory: Path, authority: VtpmAuthority, document: bytes | None = DOCUMENT
-) -> Iterator[tuple[Vtpm, Qemu]]:
-    """A TPM, and a machine on it that has started."""
-    directory.mkdir(exist_ok=True)
-    vtpm = Vtpm.start(directory, document=document, authority=authority, uid=new_uid())
-    with contextlib.closing(vtpm), contextlib.closing(Qemu(vtpm)) as qemu:
-        qemu.reset()
-        yield vtpm, qemu
-
-
-def quoted(
-    qemu: Qemu, authority: VtpmAuthority, certificates: Sequence[bytes], event_log: bytes | None, *files: Files
-) -> VerifiedTpm:
-    """What the guest's evidence proves to a client that trusts the authority."""
-    with EmulatedKernel(TpmNode(qemu.transmit), *files) as kernel:
-        device = TpmDevice(certificates=certificates, event_log=event_log, kernel=kernel)
-        evidence = device.collect_evidence(REPORT_DATA)
-    anchor = hashlib.sha256(authority.root.public_bytes(Encoding.DER)).digest()
-    return verify_tpm(evidence, anchors={anchor}, now=datetime.now(UTC))
-
-
-def pcr_0(qemu: Qemu, vtpm: Vtpm, authority: VtpmAuthority) -> bytes:
-    return quoted(qemu, authority, vtpm.certificates, vtpm.event_log).quote.pcrs["sha256"][0]
-
-
-def ends(process: subprocess.Popen[bytes]) -> bool:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(SECONDS)
-    return process.returncode is not None
-
-
-def children(pid: int) -> list[int]:
-    """The process and all that it started."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in found for each in children(int(child)))]
-
-
-def open_descriptors() -> list[str]:
-    return sorted(each.name for each in Path("/proc/self/fd").iterdir())
 
 
 # --- the launch in the evidence
@@ -336,226 +239,6 @@ def proxied(swtpm: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
         for thread in threads:
             thread.join(SECONDS)
             assert not thread.is_alive()
-
-
-# --- the process
-
-
-@needs_swtpm
-def test_a_killed_tpm_is_seen_by_its_process_and_by_qemu(tmp_path: Path, authority: VtpmAuthority) -> None:
-    with running(tmp_path, authority) as (vtpm, qemu):
-        os.kill(children(vtpm.process.pid)[-1], signal.SIGKILL)
-        assert ends(vtpm.process)
-        assert qemu.control.recv(16) == b""
-        assert qemu.data.recv(16) == b""
-        assert "swtpm ended with status" in vtpm.explain()
-
-
-@needs_swtpm
-def test_a_tpm_that_qemu_shuts_down_ends_in_peace(tmp_path: Path, authority: VtpmAuthority) -> None:
-    with running(tmp_path, authority) as (vtpm, qemu):
-        assert qemu.command(Command.SHUTDOWN) == OK
-        assert qemu.control.recv(16) == b""
-        assert ends(vtpm.process)
-        assert vtpm.process.returncode == 0
-
-
-@needs_swtpm
-def test_a_tpm_ends_with_its_qemu(tmp_path: Path, authority: VtpmAuthority) -> None:
-    with running(tmp_path, authority) as (vtpm, qemu):
-        qemu.close()
-        assert ends(vtpm.process)
-        assert vtpm.process.returncode == 0
-
-
-@needs_swtpm
-@pytest.mark.parametrize("namespaces", [True, False])
-def test_a_tpm_ends_with_its_host(tmp_path: Path, namespaces: bool) -> None:
-    if namespaces and why_no_namespaces():
-        pytest.skip(why_no_namespaces())
-    script = """
-import sys
-from pathlib import Path
-from adyton.host.launch.qemu import sandbox
-from adyton.host.launch.qemu.vtpm import Vtpm
-from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
-if sys.argv[2] == "False":
-    sandbox.why_no_namespaces = lambda: "for the test"
-directory, authority = Path(sys.argv[1]), VtpmAuthority.open(Path(sys.argv[1]))
-running = Vtpm.start(directory, document=None, authority=authority, uid=sandbox.new_uid())
-print(running.process.pid, flush=True)
-sys.stdin.read()
-"""
-    command = [sys.executable, "-c", script, str(tmp_path), str(namespaces)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as host:
-        assert host.stdout
-        pids = children(int(host.stdout.readline()))
-        host.kill()
-    until = time.monotonic() + SECONDS
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in pids) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert len(pids) == (3 if namespaces else 1)
-    assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
-
-
-@needs_swtpm
-def test_a_tpm_has_neither_rights_nor_a_network_nor_the_hosts_files(tmp_path: Path, authority: VtpmAuthority) -> None:
-    if why_no_namespaces():
-        pytest.skip(why_no_namespaces())
-    with running(tmp_path / "tpm", authority) as (vtpm, _):
-        pid = children(vtpm.process.pid)[-1]
-        proc, status = Path(f"/proc/{pid}"), status_of(pid)
-        assert (proc / "exe").readlink().name == "swtpm"
-        assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
-        assert (proc / "net/dev").read_text().count(":") == 1  # the loopback interface
-        assert {each.name for each in (proc / "root/state").iterdir()} >= {"tpm2-00.permall"}
-        assert not list((proc / "root/boot").iterdir())
-        for hidden in (tmp_path, Path(os.environ["XDG_DATA_HOME"]), Path("/etc/shadow"), Path("/var"), Path(__file__)):
-            assert hidden.exists()
-            assert not (proc / "root" / hidden.relative_to("/")).exists()
-
-
-@needs_swtpm
-@pytest.mark.skipif(new_uid() is None, reason="only root has other users to give")
-def test_two_tpms_are_two_users(tmp_path: Path, authority: VtpmAuthority) -> None:
-    uids = new_uid(), new_uid()
-    for name, uid in zip("ab", uids, strict=True):
-        (tmp_path / name).mkdir()
-        vtpm = Vtpm.start(tmp_path / name, document=DOCUMENT, authority=authority, uid=uid)
-        with contextlib.closing(vtpm):
-            status = status_of(children(vtpm.process.pid)[-1])
-        assert set(status["Uid"].split()) == set(status["Gid"].split()) == {str(uid)}
-        assert status["Groups"] == ""
-        assert (tmp_path / name).stat().st_uid == uid
-    assert len({0, 65534, *uids}) == 4
-
-
-@needs_swtpm
-def test_a_root_of_few_users_starts_a_tpm_without_rights(tmp_path: Path) -> None:
-    """As in a container that has no other users to give: there it stays what it is, in a user namespace."""
-    if why_no_namespaces():
-        pytest.skip(why_no_namespaces())
-    script = """
-import sys
-from pathlib import Path
-from adyton.host.launch.qemu.sandbox import new_uid
-from adyton.host.launch.qemu.vtpm import Vtpm
-from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
-from observing import children_of, status_of
-authority, directory = VtpmAuthority.open(Path(sys.argv[1])), Path(sys.argv[2])
-assert new_uid() is None
-vtpm = Vtpm.start(directory, document=None, authority=authority, uid=None)
-print(status_of(max(children_of(vtpm.process.pid)))["CapEff"])
-vtpm.close()
-"""
-    directory = tmp_path / "tpm"
-    directory.mkdir()
-    in_container = ["bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL", "--dev-bind", "/", "/"]
-    command = [*in_container, sys.executable, "-c", script, str(tmp_path), str(directory)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
-    assert int(done.stdout, 16) == 0
-
-
-@needs_swtpm
-@pytest.mark.parametrize("namespaces", [True, False])
-@pytest.mark.parametrize("name", ["with spaces", "with,comma=and", "n" * 200])
-def test_a_folder_may_have_any_name(
-    tmp_path: Path, authority: VtpmAuthority, name: str, namespaces: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not namespaces:
-        monkeypatch.setattr(sandbox, "why_no_namespaces", lambda: "for the test")
-    with running(tmp_path / name, authority) as (vtpm, qemu):
-        assert pcr_0(qemu, vtpm, authority) == pcr0(DOCUMENT)
-        assert list((tmp_path / name).glob("tpm2-00.permall"))
-
-
-@needs_swtpm
-def test_closing_twice_leaves_nothing_behind(tmp_path: Path, authority: VtpmAuthority) -> None:
-    with running(tmp_path / "before", authority):
-        pass  # starts the thread that starts children
-    descriptors, threads = open_descriptors(), threading.active_count()
-    vtpm = Vtpm.start(tmp_path, document=DOCUMENT, authority=authority, uid=new_uid())
-    pids = children(vtpm.process.pid)
-    vtpm.close()
-    vtpm.close()
-    assert vtpm.qemu_fd == -1
-    assert (open_descriptors(), threading.active_count()) == (descriptors, threads)
-    assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
-
-
-@needs_swtpm
-def test_each_machine_has_a_tpm_of_its_own(tmp_path: Path, authority: VtpmAuthority) -> None:
-    with running(tmp_path / "a", authority) as (first, _), running(tmp_path / "b", authority) as (second, qemu):
-        assert first.certificates[0] != second.certificates[0]
-        with pytest.raises(EvidenceError, match="none of the certificates is its own"):
-            quoted(qemu, authority, first.certificates, second.event_log)
-
-
-@needs_swtpm
-def test_a_folder_that_can_not_hold_the_state_is_refused(tmp_path: Path, authority: VtpmAuthority) -> None:
-    (tmp_path / "file").touch()
-    descriptors = open_descriptors()
-    with pytest.raises(LaunchError, match=r"swtpm can't be started: .*Not a directory"):
-        Vtpm.start(tmp_path / "file", document=DOCUMENT, authority=authority, uid=new_uid())
-    assert open_descriptors() == descriptors
-
-
-@needs_swtpm
-def test_a_tpm_that_can_not_be_made_leaves_nothing_behind(tmp_path: Path, authority: VtpmAuthority) -> None:
-    bad = tmp_path / "bad"
-    with running(tmp_path / "good", authority):
-        pass  # starts the thread that starts children
-    (bad / "tpm2-00.permall").mkdir(parents=True)  # where the state's file should be
-    descriptors, threads = open_descriptors(), threading.active_count()
-    with pytest.raises(LaunchError, match=r"the virtual TPM could not be made: .*; swtpm logged: swtpm: .*Error"):
-        Vtpm.start(bad, document=None, authority=authority, uid=new_uid())
-    assert (open_descriptors(), threading.active_count()) == (descriptors, threads)
-
-
-@needs_swtpm
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    if why_no_namespaces():
-        pytest.skip(why_no_namespaces())
-    script = """
-import sys
-from pathlib import Path
-from adyton.errors import LaunchError
-from adyton.host.launch.qemu.sandbox import new_uid
-from adyton.host.launch.qemu.vtpm import Vtpm
-from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
-authority, directory = VtpmAuthority.open(Path(sys.argv[1])), Path(sys.argv[2])
-try:
-    with (directory / "full").open("wb", 0) as file:
-        while file.write(bytes(4096)):
-            pass
-except OSError:
-    pass
-try:
-    Vtpm.start(directory, document=None, authority=authority, uid=new_uid())
-except LaunchError as problem:
-    print(problem)
-"""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    sandbox = ["bwrap", "--unshare-user", "--dev-bind", "/", "/", "--size", "65536", "--tmpfs", str(disk)]
-    command = [*sandbox, sys.executable, "-c", script, str(tmp_path), str(disk)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.startswith("the virtual TPM could not be made: ")
-    assert f"(make room in {disk}: its file system is full)" in done.stdout
-
-
-def test_without_swtpm_it_is_said_how_to_get_it(
-    tmp_path: Path, authority: VtpmAuthority, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UnsupportedError, match=r"swtpm is not installed .*apt install swtpm"):
-        Vtpm.start(tmp_path, document=None, authority=authority, uid=new_uid())
-
-
-def test_a_document_that_is_too_large_is_refused(tmp_path: Path, authority: VtpmAuthority) -> None:
-    with pytest.raises(ValueError, match="4096 bytes at most, not 4097"):
-        Vtpm.start(tmp_path, document=bytes(4097), authority=authority, uid=new_uid())
 
 
 # --- the authority

@@ -6,16 +6,21 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import pwd
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from adyton.errors import ConfigurationError
-from adyton.host.image.cache import KEPT_SECONDS, Cache, default_cache
+from adyton.host.image.cache import KEPT_SECONDS, SCRATCH_SECONDS, Cache, default_cache
 
 FOLDERS = ("", "files", "notes", "scratch")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -31,8 +36,8 @@ def test_a_file_is_found_by_its_digest_and_can_not_be_written_by_accident(tmp_pa
     cache = Cache(tmp_path)
     digest = cache.add(b"content")
     path = cache.find(digest)
-    assert digest == hashlib.sha256(b"content").digest()
-    assert path == cache.path(digest.hex())
+    assert digest == hashlib.sha256(b"content").hexdigest()
+    assert path == cache.path(digest)
     assert path.read_bytes() == b"content"
     assert path.stat().st_mode & 0o777 == 0o444
 
@@ -40,10 +45,10 @@ def test_a_file_is_found_by_its_digest_and_can_not_be_written_by_accident(tmp_pa
 def test_a_damaged_file_is_as_one_that_was_never_there(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     digest = cache.add(b"content")
-    cache.path(digest.hex()).chmod(0o644)
-    cache.path(digest.hex()).write_bytes(b"c0ntent")
+    cache.path(digest).chmod(0o644)
+    cache.path(digest).write_bytes(b"c0ntent")
     assert cache.find(digest) is None
-    assert not cache.path(digest.hex()).exists()
+    assert not cache.path(digest).exists()
     assert cache.add(b"content") == digest
     assert cache.find(digest)
 
@@ -53,7 +58,7 @@ def test_a_note_is_kept_and_a_damaged_one_says_nothing(tmp_path: Path) -> None:
     cache.note({"a": "1", "b": "2"}, {"answer": "42"})
     assert Cache(tmp_path).noted({"b": "2", "a": "1"}) == {"answer": "42"}
     assert cache.noted({"a": "1"}) == {}
-    for odd in (b"", b"{", b"[]", b'{"answer": 42}', b"\xff"):
+    for odd in (b"", b"{", b"[]", b'{"answer": 42}', b"\xff", b"[" * 99_999):
         for path in (tmp_path / "notes").iterdir():
             path.unlink()
             path.write_bytes(odd)
@@ -139,20 +144,58 @@ def test_a_link_that_another_user_can_lead_elsewhere_is_not_followed(tmp_path: P
 
 def test_what_nobody_used_for_long_goes_when_something_new_comes(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    old, used, recent = (cache.path(cache.add(content).hex()) for content in (b"old", b"used", b"recent"))
+    old, used, recent = (cache.path(cache.add(content)) for content in (b"old", b"used", b"recent"))
     cache.note({"a": "old"}, {"b": "1"})
     cache.note({"a": "used"}, {"b": "2"})
     left_behind = tmp_path / "scratch" / "killed"
     (left_behind / "inner").mkdir(parents=True)
     age(old, used, *(tmp_path / "notes").iterdir(), left_behind)
     age(recent, seconds=KEPT_SECONDS - 60)
-    assert cache.find(bytes.fromhex(used.name)) == used
+    assert cache.find(used.name) == used
     assert cache.noted({"a": "used"}) == {"b": "2"}
     assert old.exists()
     cache.note({"a": "new"}, {"b": "3"})
     assert set((tmp_path / "files").iterdir()) == {used, recent}
     assert [cache.noted({"a": each}) for each in ("old", "used", "new")] == [{}, {"b": "2"}, {"b": "3"}]
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_what_a_killed_build_left_goes_after_a_day(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    script = (
+        "import os, sys; from pathlib import Path; from adyton.host.image.cache import Cache\n"
+        "with Cache(Path(sys.argv[1])).scratch() as folder:\n"
+        "    folder.joinpath('state').touch(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, tmp_path], check=False).returncode == -9
+    (left,) = (tmp_path / "scratch").iterdir()
+    file = cache.path(cache.add(b"old"))
+    with cache.scratch() as mine:
+        age(left, file, seconds=SCRATCH_SECONDS + 60)
+        cache.note({"a": "b"}, {"c": "d"})
+        assert list((tmp_path / "scratch").iterdir()) == [mine]
+    assert file.exists()
+
+
+@pytest.mark.parametrize("odd", ["", "zz", "00", "../../../etc/passwd", "A" * 64, "0" * 64 + "\n", "\0", "\ud800"])
+def test_what_is_no_digest_leads_to_no_file(tmp_path: Path, odd: str) -> None:
+    assert Cache(tmp_path).find(odd) is None
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap, to mount a folder so that none can write")
+def test_a_cache_that_can_only_be_read_serves_as_well(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    digest = cache.add(b"content")
+    cache.note({"a": "b"}, {"file": digest})
+    script = (
+        "import sys; from pathlib import Path; from adyton.host.image.cache import Cache\n"
+        "cache = Cache(Path(sys.argv[1])); print(cache.find(cache.noted({'a': 'b'})['file']).read_bytes())"
+    )
+    bwrap = ["bwrap", "--dev-bind", "/", "/", "--ro-bind", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(
+        [*bwrap, sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "b'content'\n", done.stderr
 
 
 @contextlib.contextmanager
@@ -168,7 +211,7 @@ def held(root: Path, how: int) -> Iterator[None]:
 
 def test_what_another_process_just_finds_is_not_pruned(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    path = cache.path(cache.add(b"content").hex())
+    path = cache.path(cache.add(b"content"))
     age(path)
     with ThreadPoolExecutor(1) as pool, held(tmp_path, fcntl.LOCK_SH):
         pruning = pool.submit(cache.note, {"a": "b"}, {"c": "d"})
@@ -186,7 +229,7 @@ def test_what_another_process_just_prunes_is_not_found(tmp_path: Path) -> None:
         finding = pool.submit(cache.find, digest)
         with pytest.raises(TimeoutError):
             finding.result(0.3)
-        cache.path(digest.hex()).unlink()
+        cache.path(digest).unlink()
     assert finding.result() is None
 
 
@@ -196,3 +239,18 @@ def test_the_cache_is_where_the_user_has_caches(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/a")
     assert default_cache() == Path("/home/a/.cache/adyton/image")
+    for no_place in ("", "relative/cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", no_place)
+        assert default_cache() == Path("/home/a/.cache/adyton/image")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(ConfigurationError, match="no place for the cache") as problem:
+        default_cache()
+    assert problem.value.mend == "set HOME or XDG_CACHE_HOME"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from image_pieces import make_wheel
 
 from adyton.errors import ConfigurationError, UnsupportedError
+from adyton.host.image import wheels
 from adyton.host.image.architecture import ARCHITECTURES, Architecture
 from adyton.host.image.cache import Cache
 from adyton.host.image.tree import File
@@ -61,6 +65,13 @@ class Shelf:
         patch.setenv("PIP_NO_INDEX", "1")
         patch.setenv("PIP_FIND_LINKS", self.folder.as_uri())
         patch.setenv("PIP_CONFIG_FILE", "/dev/null")
+
+    def move_to(self, port: int, patch: pytest.MonkeyPatch) -> None:
+        """Let pip ask an index at this port of this machine, and nothing else."""
+        patch.delenv("PIP_NO_INDEX")
+        patch.delenv("PIP_FIND_LINKS")
+        patch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple/")
+        patch.setenv("NO_PROXY", "127.0.0.1")
 
     def put(self, name: str, tag: str = "py3-none-any") -> str:
         """Put a wheel of version 1 there; its digest."""
@@ -168,3 +179,59 @@ def test_a_python_without_pip_is_told_what_mends_it(shelf: Shelf, monkeypatch: p
     with pytest.raises(UnsupportedError, match="no pip") as problem:
         shelf.fetch(f"a==1 --hash=sha256:{'00' * 32}")
     assert "ensurepip" in problem.value.mend
+
+
+class HangingIndex(BaseHTTPRequestHandler):
+    """An index that names one wheel and sends half of it."""
+
+    def do_GET(self) -> None:
+        page = b'<a href="/a-1-py3-none-any.whl">a-1-py3-none-any.whl</a>'
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)) if self.path.endswith("/") else "1000000")
+        self.end_headers()
+        self.wfile.write(page)
+        self.wfile.flush()
+        if not self.path.endswith("/"):
+            self.rfile.read(1)  # until the client is gone
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_without_a_network_no_wheel_is_blamed(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        shelf.move_to(listener.getsockname()[1], monkeypatch)
+    with pytest.raises(UnsupportedError, match=r"the index of wheels can't be reached: .*refused") as problem:
+        shelf.fetch(f"a==1 --hash=sha256:{'00' * 32}")
+    assert problem.value.mend == "is there a network?"
+    assert "object at" not in problem.value.message
+
+
+def test_an_index_that_does_not_answer_is_given_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "STALL_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        shelf.move_to(listener.getsockname()[1], monkeypatch)
+        with pytest.raises(UnsupportedError, match=r"can't be reached: .*timed out"):
+            shelf.fetch(f"a==1 --hash=sha256:{'00' * 32}")
+
+
+def test_an_index_that_stops_half_way_is_given_up(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "STALL_SECONDS", 1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), HangingIndex) as server:
+        shelf.move_to(server.server_port, monkeypatch)
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            with pytest.raises(UnsupportedError, match=r"can't be reached: .*timed out"):
+                shelf.fetch(f"a==1 --hash=sha256:{'00' * 32}")
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+def test_a_pip_that_can_not_be_run_is_said(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python").write_text("")
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(UnsupportedError, match="pip can't be run: Permission denied"):
+        shelf.fetch(f"a==1 --hash=sha256:{'00' * 32}")

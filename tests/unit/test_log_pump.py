@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import resource
 import stat
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import tty
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from observing import eventually
 
 from adyton.errors import LaunchError
 from adyton.host.launch.log_pump import KEPT_LINES, MAX_LINE_BYTES, LogPump, open_log
@@ -55,6 +58,12 @@ def test_the_last_lines_are_kept_oldest_first() -> None:
 
 def test_a_last_line_without_an_end_is_kept_too() -> None:
     assert pump_all(b"one\ntwo").tail() == ("one", "two")
+
+
+def test_what_a_console_ends_its_lines_with_is_no_part_of_them(tmp_path: Path) -> None:
+    pump = pump_all(b"Linux version\r\n50 %\r100 %\r\r\n\r\n", log_file=open_log(tmp_path / "log"))
+    assert pump.tail() == ("Linux version", "50 %?100 %", "")
+    assert (tmp_path / "log").read_bytes() == b"Linux version\n50 %\r100 %\n\n"
 
 
 def test_nothing_printed_is_nothing_kept() -> None:
@@ -227,6 +236,95 @@ def test_an_enclave_that_prints_without_end_is_not_held_up_by_a_full_disk() -> N
         assert process.wait(SECONDS) == 0
         pump.join(SECONDS)
     assert pump.tail(1) == ("done",)
+
+
+# --- the end
+
+
+def test_a_sink_that_does_not_read_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    threads = set(threading.enumerate())
+    source, enclave = make_pipe()
+    read, copy = os.pipe()
+    pump = LogPump({source: copy}, open_log(tmp_path / "log"))
+    printed = b"a line\n" * 100_000
+    with enclave:
+        printer = threading.Thread(target=enclave.write, args=(printed,))
+        printer.start()
+        printer.join(1)
+        assert printer.is_alive()  # held up, as by any pipe, while there is time
+        begun = time.monotonic()
+        pump.join(1.0)
+        assert time.monotonic() - begun < 2
+        printer.join(SECONDS)
+    pump.join(SECONDS)
+    assert time.monotonic() - begun < 3
+    eventually(lambda: set(threading.enumerate()) <= threads)
+    assert source.closed
+    assert len((tmp_path / "log").read_bytes()) > 500_000  # the other sink goes on
+    os.close(copy)
+    os.close(read)
+
+
+def test_a_sink_that_reads_late_gets_all_that_was_printed_before_the_end() -> None:
+    source, enclave = make_pipe()
+    read, copy = os.pipe()
+    pump = LogPump({source: copy}, None)
+    os.close(copy)
+    printed = b"a line\n" * 17_000  # more than one pipe holds, less than two
+    with enclave:
+        enclave.write(printed)
+    joining = threading.Thread(target=pump.join, args=(SECONDS,))
+    joining.start()
+    time.sleep(0.2)
+    with os.fdopen(read, "rb") as copied:
+        assert copied.read() == printed
+    joining.join(SECONDS)
+
+
+def test_a_sink_that_does_not_read_can_be_given_up_before_the_end() -> None:
+    source, enclave = make_pipe()
+    read, copy = os.pipe()
+    pump = LogPump({source: copy}, None)
+    with enclave:
+        printer = threading.Thread(target=enclave.write, args=(b"a line\n" * 100_000,))
+        printer.start()
+        pump.hurry(0.2)
+        printer.join(SECONDS)
+        assert not printer.is_alive()
+        time.sleep(0.3)
+        enclave.write(b"later\n")
+    pump.join(SECONDS)
+    assert pump.tail(1) == ("later",)
+    os.close(copy)
+    os.close(read)
+
+
+def test_a_pipe_that_never_ends_is_given_up() -> None:
+    threads = set(threading.enumerate())
+    source, enclave = make_pipe()
+    pump = LogPump({source: None}, None)
+    enclave.write(b"one\n")
+    pump.join(0.3)
+    eventually(lambda: set(threading.enumerate()) <= threads)
+    assert pump.tail() == ("one",)
+    with pytest.raises(BrokenPipeError):
+        enclave.write(b"two\n")
+    enclave.close()
+
+
+def test_without_a_descriptor_left_there_is_no_pump_and_the_pipe_is_closed() -> None:
+    before = open_descriptors()
+    source, enclave = make_pipe()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            LogPump({source: None}, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert source.closed
+    enclave.close()
+    assert open_descriptors() == before
 
 
 def test_no_thread_is_left() -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from adyton.errors import ControlProtocolError, LaunchError
+from adyton.errors import ConfigurationError, ControlProtocolError, LaunchError
 from adyton.host.launch.qemu.ports import HostPorts
 
 
@@ -143,3 +143,9 @@ def test_an_enclave_does_not_choose_a_port_that_means_something_on_the_host() ->
         assert ports.address_of(3306) != "localhost:3306"
     finally:
         ports.close()
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000])
+def test_what_is_no_port_can_not_be_reserved(port: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"port {port} is none"):
+        HostPorts("localhost").reserve(port)

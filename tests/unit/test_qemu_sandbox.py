@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from adyton.errors import UnsupportedError
+from adyton.host.launch import spawner
 from adyton.host.launch.namespaces import why_no_namespaces
 from adyton.host.launch.qemu import sandbox
-from adyton.host.launch.qemu.sandbox import new_uid, sandboxed
+from adyton.host.launch.qemu.launcher import QemuLauncher
+from adyton.host.launch.qemu.sandbox import lacks_setpriv, new_uid, sandboxed
 from adyton.host.launch.spawner import tied
 
 needs_namespaces = pytest.mark.skipif(bool(why_no_namespaces()), reason=why_no_namespaces())
@@ -132,3 +135,18 @@ def test_devices_are_shown_one_by_one(file: Path) -> None:
     assert words[at : at + 3] == ["--dev-bind", "/dev/null", "/dev/null"]
     assert words.count("--dev-bind") == 1
     assert words[-1] == "qemu"
+
+
+@pytest.mark.parametrize("namespaces", [pytest.param(True, marks=needs_namespaces), False])
+def test_without_setpriv_it_is_said_how_to_get_it(
+    namespaces: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not namespaces:
+        monkeypatch.setattr(sandbox, "why_no_namespaces", lambda: "for the test")
+    assert not lacks_setpriv()
+    monkeypatch.setattr(spawner, "_PROGRAMS", str(tmp_path))
+    with pytest.raises(UnsupportedError, match=r"setpriv is not installed .*apt install util-linux"):
+        sandboxed(["qemu"], files={}, network=False, devices=(), uid=0x7812_3456)
+    assert lacks_setpriv() == (not namespaces or new_uid() is not None)
+    missing = [each for each in QemuLauncher().capabilities() if each.name == "setpriv"]
+    assert bool(missing) == lacks_setpriv()

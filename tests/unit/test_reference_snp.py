@@ -266,7 +266,7 @@ def test_a_file_that_is_not_there_is_named(files: Path) -> None:
 
 def test_without_the_library_the_error_says_how_to_get_it(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sevsnpmeasure.guest", None)
-    with pytest.raises(UnsupportedError, match=r"pip install adyton\[sev\]"):
+    with pytest.raises(UnsupportedError, match="pip install sev-snp-measure"):
         _measured(files)
 
 

@@ -269,3 +269,10 @@ def test_a_text_that_is_too_long_is_refused() -> None:
     longest = MINIMAL.encode().ljust(MAX_TOML_BYTES, b"\n")
     assert parse_settings(longest) == parse(MINIMAL)
     assert "larger than 65536 bytes" in refusal(longest + b"\n")
+
+
+def test_firmware_is_one_of_two_words_and_ovmf_needs_memory() -> None:
+    assert parse(MINIMAL + '[vm]\nfirmware = "ovmf"\nmemory_mb = 384').vm.firmware == "ovmf"
+    assert "'vm.firmware' should be one of none, ovmf" in refusal(MINIMAL + '[vm]\nfirmware = "bios"')
+    assert "'vm.memory_mb' is 384 or more" in refusal(MINIMAL + '[vm]\nfirmware = "ovmf"\nmemory_mb = 383')
+    assert parse(MINIMAL + "[vm]\nmemory_mb = 256").vm.memory_mb == 256

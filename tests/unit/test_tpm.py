@@ -252,6 +252,12 @@ def test_the_intermediate_ca_may_be_the_anchor() -> None:
     assert verified.anchor_sha256 == certificate_sha256(VENDOR.ca)
 
 
+def test_a_root_that_makes_tpms_as_programs_says_so_in_the_record() -> None:
+    case = TpmVendor("Adyton virtual TPM root: trusts this host").case()
+    verified = verify_tpm(case.evidence, anchors=case.anchors, now=case.now)
+    assert verified.tcb == "a virtual TPM, which its host controls; firmware 0x2016051100162800"
+
+
 def test_a_certificate_is_no_anchor_for_itself() -> None:
     case = VENDOR.case()
     anchors = frozenset({hashlib.sha256(case.evidence.endorsements[0].data).digest()})

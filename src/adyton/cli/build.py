@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
 from adyton.cli.main import say
+from adyton.errors import ConfigurationError
 from adyton.host.bundles import Bundle
 
 _TECHNOLOGIES = ("nitro", "sev-snp", "tdx", "vm")
+#: Option → the technologies of which one has to be asked for, or the option would do nothing.
+_NEEDED_BY = {"arch": _TECHNOLOGIES, "firmware": ("sev-snp", "tdx"), "kernel": ("nitro",), "relock": _TECHNOLOGIES}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_TECHNOLOGIES,
         help="write the image for this technology too, and its reference values; may be repeated",
     )
-    parser.add_argument(
-        "--arch", default=platform.machine(), choices=["aarch64", "x86_64"], help="of images (default: %(default)s)"
-    )
+    parser.add_argument("--arch", choices=["aarch64", "x86_64"], help="of images (default: this machine's)")
     parser.add_argument("--firmware", type=Path, metavar="FILE", help=_FIRMWARE_HELP)
     parser.add_argument("--kernel", type=Path, metavar="FILE", help=_KERNEL_HELP)
     parser.add_argument("--relock", action="store_true", help="write image.lock anew, from the distribution's index")
@@ -40,6 +40,7 @@ _KERNEL_HELP = "for Nitro: AWS's kernel; Debian's can't find Nitro's devices"
 
 def run(arguments: argparse.Namespace) -> int:
     """Write <name>.adyton, measurements.json and the images; print the bundle's SHA-256."""
+    _check_options(arguments)
     output = arguments.output or arguments.project / "dist"
     if arguments.technologies:
         from adyton.cli.building_images import build_with_images  # not above: `adyton --help` imports this module
@@ -52,3 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"wrote {path}")
     print(json.dumps(measurements, indent=2, sort_keys=True) if arguments.json else bundle.sha256.hex())
     return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    for option, technologies in _NEEDED_BY.items():
+        if getattr(arguments, option) and not set(technologies) & set(arguments.technologies):
+            raise ConfigurationError(
+                f"--{option} does nothing without --for", mend=f"one of: {', '.join(technologies)}"
+            )

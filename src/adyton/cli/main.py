@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import adyton
 from adyton.cli.printable import printable
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush says nothing
+        _silence(sys.stdout)
         return 141
     except Exception:  # noqa: BLE001  what is left is a bug of ours, and has an exit code of its own
         traceback.print_exc()
@@ -62,8 +62,19 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
-    """Talk: to standard error, without what a terminal would obey; an enclave may have chosen the words."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """Talk: to standard error, without what a terminal would obey; an enclave may have chosen the words.
+
+    That nobody can hear it, for the terminal is gone, changes nothing.
+    """
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """A stream that failed: what it still holds goes nowhere, so that the last flush has nothing to say."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _open_closed_streams() -> None:

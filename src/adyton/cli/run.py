@@ -7,6 +7,7 @@ import queue
 import signal
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from adyton.cli.main import say
 from adyton.errors import AdytonError, ConfigurationError
@@ -91,14 +92,20 @@ class _AskedToEndError(BaseException):
 
 
 class _Signals:
-    """Until `wait_for_them` a signal interrupts, then it is put into `stop` by name. A second one ends the process."""
+    """Until `wait_for_them` a signal interrupts, then it is put into `stop` by name. A second one ends the process.
+
+    One that was ignored when the process started stays ignored: `nohup` and shells, for jobs in the background, do so.
+    """
 
     def __init__(self) -> None:
         self.stop: queue.SimpleQueue[str | AdytonError] = queue.SimpleQueue()
         self._interrupting = True
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._take) for number in _STOPPING}
+        for number in _STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,7 +117,7 @@ class _Signals:
         self._interrupting = False
 
     def _take(self, number: int, _frame: object) -> None:
-        for each in _STOPPING:
+        for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
         if self._interrupting:

@@ -370,7 +370,7 @@ def _request(name: str, bundle: Bundle, config: EnclaveConfig) -> LaunchRequest:
         name=name,
         bundle=bundle,
         address=config.Extensions[extensions.server_address] or "localhost",
-        ports=tuple(port for each in _PORTS if (port := config.Extensions[each]) > 0),
+        ports=tuple(port for each in _PORTS if (port := config.Extensions[each])),
         host_name=config.host_name or None,
         stdin_fd=_descriptor(config, "stdin_fd"),
         stdout_fd=_descriptor(config, "stdout_fd"),

@@ -6,6 +6,7 @@ window, and no other; local ends that have bytes are read in turn, and only as f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import selectors
@@ -35,7 +36,7 @@ class TrunkLoop:
     the peer opens and gives the local end, which may still be connecting, or None to refuse it. `on_pong` is called for
     each answer to `ping`. Both are called in the loop, so they must not block. Sockets that are given to the loop are
     its own from then on. All methods but `run` may be called from any thread and at any time. What a loop that is never
-    run holds, `close` gives back.
+    run holds, `close` gives back. Where no descriptor is left, making one raises OSError.
     """
 
     def __init__(
@@ -52,8 +53,13 @@ class TrunkLoop:
         self._accept = accept
         self._on_pong = on_pong
         self._trunk = Trunk(side)
-        self._selector = selectors.DefaultSelector()
-        self._bridges = Bridges(self._trunk, self._selector)
+        with contextlib.ExitStack() as on_failure:
+            self._selector = selectors.DefaultSelector()
+            on_failure.callback(self._selector.close)
+            self._bridges = Bridges(self._trunk, self._selector)
+            on_failure.callback(self._bridges.close)
+            self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            on_failure.pop_all()
         self._listeners: dict[socket.socket, str] = {}
         self._rest_ends: float | None = None
         self._pipe_is_open = True
@@ -65,7 +71,6 @@ class TrunkLoop:
         self._lock = threading.Lock()  # for what follows
         self._is_running = self._is_over = False
         self._calls: deque[tuple[Callable[[], None], socket.socket | None]] = deque()
-        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def open(self, kind: str, local: socket.socket) -> None:
         """Open a stream of `kind` and bridge it to `local`, which is connected."""

@@ -72,12 +72,12 @@ class TpmRecipe:
 
 
 class TpmVendor:
-    """A throwaway root with an intermediate CA, and whatever evidence is asked of it."""
+    """A throwaway root, called `root_name`, with an intermediate CA, and whatever evidence is asked of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, root_name: str = "Adyton test TPM root") -> None:
         root_key = key("root")
-        self.root = _certificate("Adyton test TPM root", "Adyton test TPM root", root_key, root_key, CA)
-        self.ca = _certificate("Adyton test TPM CA", "Adyton test TPM root", key("ca"), root_key, CA)
+        self.root = _certificate(root_name, root_name, root_key, root_key, CA)
+        self.ca = _certificate("Adyton test TPM CA", root_name, key("ca"), root_key, CA)
 
     def case(self, recipe: TpmRecipe | None = None) -> Case:
         """Evidence by the recipe; genuine if there is none."""

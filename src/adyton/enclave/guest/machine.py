@@ -26,11 +26,11 @@ DATA: Final = "/enclave/data"
 #: The user that the enclave's process runs as.
 ENCLAVE_UID: Final = 1000
 
-_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT = 1, 2, 4, 8, 32
 _LOCKED_DOWN: Final = _NOSUID | _NODEV | _NOEXEC
 _MOUNTS: Final = (
     ("proc", "/proc", _LOCKED_DOWN, "hidepid=2"),
-    ("sysfs", "/sys", _LOCKED_DOWN | _RDONLY, ""),
+    ("sysfs", "/sys", _LOCKED_DOWN, ""),
     ("devtmpfs", "/dev", _NOSUID | _NOEXEC, ""),
     ("tmpfs", "/run", _LOCKED_DOWN, "mode=0755,size=8m"),
     ("tmpfs", DATA, _LOCKED_DOWN, f"mode=0700,uid={ENCLAVE_UID},gid={ENCLAVE_UID},size=50%"),
@@ -67,6 +67,11 @@ _PROCESSOR_MODULES: Final = {"tdx_guest": "tdx_guest"}
 _SEV_GUEST: Final = Path("/sys/bus/platform/devices/sev-guest")
 #: A TPM that is no PC's; its driver is a module on AArch64, and built in elsewhere.
 _PLATFORM_TPM: Final = "*.tpm_tis"
+
+#: A PC's, by its name in ACPI, and its driver.
+_PC_TPM: Final = Path("/sys/bus/acpi/devices/MSFT0101:00")
+_PC_TPM_DRIVER: Final = Path("/sys/bus/acpi/drivers/tpm_crb/bind")
+_TPM_ATTEMPTS: Final = 3
 
 # ioctl numbers of <linux/sockios.h>
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x890B, 0x8914, 0x8916, 0x891C
@@ -198,7 +203,7 @@ def _is_refused(connection: socket.socket) -> bool:
 def pcr0() -> str:
     """PCR 0 of the SHA-256 bank in hexadecimal; empty without a TPM."""
     try:
-        return Path("/sys/class/tpm/tpm0/pcr-sha256/0").read_text().strip().lower()
+        return Path("/sys/class/tpm", _tpm(), "pcr-sha256", "0").read_text().strip().lower()
     except OSError:
         return ""
 
@@ -222,8 +227,31 @@ def has_run_out_of_memory() -> bool:
     return int(counters.get("oom_kill", "0")) > 0
 
 
+def revive_tpm() -> None:
+    """Have the kernel try again where it gave the TPM up: it waits 750 ms, and this may be a program of a busy host's.
+
+    A TPM that comes later can have another number; then it is found by the first one's name as well.
+    """
+    if not _PC_TPM.exists():
+        return
+    for _ in range(_TPM_ATTEMPTS):
+        if _tpm():
+            break
+        with contextlib.suppress(OSError):
+            _PC_TPM_DRIVER.write_text(_PC_TPM.name)
+    found = _tpm()
+    if found and found != "tpm0":
+        Path("/dev/tpmrm0").symlink_to(found.replace("tpm", "tpmrm"))
+
+
+def _tpm() -> str:
+    """The kernel's name for the TPM; empty if it has none."""
+    return next((path.name for path in sorted(Path("/sys/class/tpm").glob("tpm*"))), "")
+
+
 def harden() -> None:
     """Close what an ordinary user of this kernel could attack it by; nothing here is needed by any enclave."""
+    _mount("sysfs", "/sys", _LOCKED_DOWN | _RDONLY | _REMOUNT, "")
     for name, value in _CLOSED:
         with contextlib.suppress(FileNotFoundError):  # a kernel may lack it
             Path("/proc/sys", name).write_text(value)

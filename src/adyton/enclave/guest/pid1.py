@@ -45,6 +45,7 @@ def main(began: float) -> NoReturn:
     try:
         machine.mount_file_systems()
         machine.load_modules()
+        machine.revive_tpm()
         machine.harden()
         machine.spare_this_process()
         machine.raise_limits()

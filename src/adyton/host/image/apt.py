@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -35,13 +34,17 @@ PACKAGES = (
 """What an image takes its interpreter and libraries from. One more is the kernel's, whose name has a revision."""
 KERNEL_PREFIX = "linux-image-"
 
+STALL_SECONDS = 30
+"""How long an archive may say nothing; apt asks it once more."""
+
 _TIMEOUT_SECONDS = 600
+_UNREACHED = re.compile(r"^E: Failed to fetch (.*)$", re.MULTILINE)
 _FIELD = re.compile(r"^(Package|Version|SHA256|Size|Depends): (.*)$", re.MULTILINE)
 
 
-def resolve(architecture: Architecture) -> tuple[LockedPackage, ...]:
+def resolve(architecture: Architecture, cache: Cache) -> tuple[LockedPackage, ...]:
     """The packages of an image as the index has them now. Raises UnsupportedError where there are none."""
-    with _index(architecture) as index:
+    with _index(architecture, cache) as index:
         (newest,) = index.show([architecture.kernel]) or ({},)
         kernel = newest.get("Depends", architecture.kernel).split(" ")[0]
         found = {each["Package"]: each for each in index.show([*PACKAGES, kernel])}
@@ -64,13 +67,13 @@ def fetch(
 ) -> dict[str, Path]:
     """The packages' files in the cache, by name. Those that are not there are fetched; for none, no client is called.
 
-    Raises UnsupportedError for a version that the index no longer has.
+    Raises UnsupportedError for a version that the index no longer has, and if that can't be reached.
     """
-    missing = [each for each in packages if cache.find(bytes.fromhex(each.sha256)) is None]
+    missing = [each for each in packages if cache.find(each.sha256) is None]
     if missing:
         size = round(sum(each.size for each in missing) / 1e6)
         say(f"fetching {len(missing)} Debian packages for {architecture.debian}, {size} MB")
-        with _index(architecture) as index:
+        with _index(architecture, cache) as index:
             index.check(missing)
             for content in index.download(missing):
                 cache.add(content)
@@ -94,6 +97,10 @@ class _Index:
             "APT::Architecture": self._debian,
             "APT::Architectures": self._debian,
             "Acquire::Languages": "none",
+            "Acquire::Retries": "1",
+            "Acquire::http::Timeout": STALL_SECONDS,
+            "Acquire::https::Timeout": STALL_SECONDS,
+            "APT::Update::Error-Mode": "any",  # or an index that was not reached is one without packages
             "Debug::NoLocking": "1",
         }
         self._options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
@@ -142,15 +149,26 @@ class _Index:
             )
         except FileNotFoundError as problem:
             raise UnsupportedError(f"there is no {program} here", mend="build images on Debian 12") from problem
+        except OSError as problem:
+            raise UnsupportedError(f"{program} can't be run: {problem.strerror}") from problem
         except subprocess.TimeoutExpired as problem:
-            raise UnsupportedError(f"{program} {arguments[0]} took longer than {_TIMEOUT_SECONDS} s") from problem
+            raise UnsupportedError(
+                f"{program} {arguments[0]} took longer than {_TIMEOUT_SECONDS} s", mend="is there a network?"
+            ) from problem
         if done.returncode and not may_fail:
-            last = (done.stderr.strip().splitlines() or ["it does not say why"])[-1]
-            raise UnsupportedError(f"{program} {arguments[0]} failed: {last}", mend="is there a network?")
+            raise _failure(f"{program} {arguments[0]}", done.stderr)
         return done.stdout
 
 
+def _failure(command: str, stderr: str) -> UnsupportedError:
+    unreached = _UNREACHED.search(stderr)
+    if command == "apt-get update" and unreached:
+        return UnsupportedError(f"the package index can't be reached: {unreached[1]}", mend="is there a network?")
+    first = next((line for line in stderr.splitlines() if line.startswith("E: ")), "it does not say why")
+    return UnsupportedError(f"{command} failed: {first}")
+
+
 @contextlib.contextmanager
-def _index(architecture: Architecture) -> Iterator[_Index]:
-    with tempfile.TemporaryDirectory(prefix="adyton-apt-") as state:
-        yield _Index(Path(state), architecture)
+def _index(architecture: Architecture, cache: Cache) -> Iterator[_Index]:
+    with cache.scratch() as state:
+        yield _Index(state, architecture)

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -23,13 +24,25 @@ from adyton.errors import ConfigurationError
 
 KEPT_SECONDS = 30 * 24 * 3600
 """What nobody used for so long goes."""
+SCRATCH_SECONDS = 24 * 3600
+"""No build takes so long: what is older was left by one that was killed."""
 
 _FOR_OTHERS_TO_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def default_cache() -> Path:
-    """Where the cache is if nobody says otherwise: `adyton/image` in the user's folder of caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adyton" / "image"
+    """`$XDG_CACHE_HOME/adyton/image`; a relative or empty XDG_CACHE_HOME does not count, as that standard says.
+
+    Raises ConfigurationError if there is no such place.
+    """
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache_home.is_absolute():
+        with contextlib.suppress(RuntimeError):
+            cache_home = Path.home() / ".cache"
+    if not cache_home.is_absolute():
+        raise ConfigurationError("there is no place for the cache of images", mend="set HOME or XDG_CACHE_HOME")
+    return cache_home / "adyton" / "image"
 
 
 class Cache:
@@ -47,19 +60,24 @@ class Cache:
                 folder.mkdir(mode=0o700, exist_ok=True)
                 _make_private(folder)
 
-    def add(self, content: bytes) -> bytes:
-        """Keep `content`; its SHA-256, 32 bytes."""
-        digest = hashlib.sha256(content).digest()
-        self._write(self.path(digest.hex()), content)
+    def add(self, content: bytes) -> str:
+        """Keep `content`; its SHA-256, in hexadecimal."""
+        digest = hashlib.sha256(content).hexdigest()
+        self._write(self.path(digest), content)
         return digest
 
-    def find(self, digest: bytes) -> Path | None:
-        """The file of that SHA-256, checked just now; None if it is not here or was damaged."""
-        path = self.path(digest.hex())
+    def find(self, digest: str) -> Path | None:
+        """The file of that SHA-256, in hexadecimal, checked just now; None if it is not here or was damaged.
+
+        None as well for what is no digest, so that a note which was damaged leads to nothing.
+        """
+        if not _SHA256.fullmatch(digest):
+            return None
+        path = self.path(digest)
         try:
             self._touch(path)
             with path.open("rb") as source:
-                if hashlib.file_digest(source, "sha256").digest() == digest:
+                if hashlib.file_digest(source, "sha256").hexdigest() == digest:
                     return path
             path.unlink(missing_ok=True)
         except FileNotFoundError:
@@ -83,7 +101,7 @@ class Cache:
         try:
             self._touch(path)
             value = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) and all(isinstance(each, str) for each in value.values()) else {}
 
@@ -99,17 +117,20 @@ class Cache:
         return self._notes / hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
 
     def _touch(self, path: Path) -> None:
-        """Remember that `path` is used. From then on nobody prunes it, unless its time comes again."""
-        with self._locked(fcntl.LOCK_SH):
+        """Remember that `path` is used. From then on nobody prunes it, unless its time comes again.
+
+        A cache that can only be read is not pruned from here, and serves as well.
+        """
+        with contextlib.suppress(OSError), self._locked(fcntl.LOCK_SH):
             os.utime(path)
 
     def _prune(self) -> None:
         """Remove what was not used for long, and what builds that were killed left behind."""
-        oldest = time.time() - KEPT_SECONDS
+        kept = {self._files: KEPT_SECONDS, self._notes: KEPT_SECONDS, self._scratch: SCRATCH_SECONDS}
         with _explained(self._files), self._locked(fcntl.LOCK_EX):
-            for path in (each for folder in (self._files, self._notes, self._scratch) for each in folder.iterdir()):
+            for path, seconds in ((each, seconds) for folder, seconds in kept.items() for each in folder.iterdir()):
                 with contextlib.suppress(FileNotFoundError):  # another's scratch folder comes and goes
-                    if path.lstat().st_mtime < oldest:
+                    if path.lstat().st_mtime < time.time() - seconds:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextlib.contextmanager

@@ -19,21 +19,30 @@ def choose_lock(
     """The lock for these architectures. `bundle`: path → content. Raises ConfigurationError, UnsupportedError."""
     if FILE_NAME in bundle:
         return parse_image_lock(bundle[FILE_NAME])
-    kept = cache.noted(_KEPT).get("text")
-    lock = parse_image_lock(kept.encode()) if kept else ImageLock(packages={})
+    lock = _kept(cache)
     if missing := {each for each in architectures if each.name not in lock.packages}:
-        return _keep(ImageLock(packages={**lock.packages, **_resolve(missing, say)}), cache, say)
+        return _keep(ImageLock(packages={**lock.packages, **_resolve(missing, cache, say)}), cache, say)
     return lock
+
+
+def _kept(cache: Cache) -> ImageLock:
+    """This machine's lock; one of nothing if there is none, or what was kept is damaged."""
+    try:
+        return parse_image_lock(cache.noted(_KEPT)["text"].encode())
+    except (KeyError, UnicodeEncodeError, ConfigurationError):
+        return ImageLock(packages={})
 
 
 def relock(architectures: Iterable[Architecture], cache: Cache, say: Callable[[str], None]) -> ImageLock:
     """Lock what Debian's index has now, and keep it as this machine's lock. Raises UnsupportedError."""
-    return _keep(ImageLock(packages=_resolve(set(architectures), say)), cache, say)
+    return _keep(ImageLock(packages=_resolve(set(architectures), cache, say)), cache, say)
 
 
-def _resolve(architectures: set[Architecture], say: Callable[[str], None]) -> dict[str, tuple[LockedPackage, ...]]:
+def _resolve(
+    architectures: set[Architecture], cache: Cache, say: Callable[[str], None]
+) -> dict[str, tuple[LockedPackage, ...]]:
     say("reading Debian's index")
-    return {each.name: resolve(each) for each in architectures}
+    return {each.name: resolve(each, cache) for each in architectures}
 
 
 def _keep(lock: ImageLock, cache: Cache, say: Callable[[str], None]) -> ImageLock:
@@ -45,6 +54,8 @@ def _keep(lock: ImageLock, cache: Cache, say: Callable[[str], None]) -> ImageLoc
 def locked_packages(lock: ImageLock, architecture: Architecture) -> tuple[LockedPackage, ...]:
     """What `lock` has for an architecture: exactly what an image is made of. Raises ConfigurationError."""
     packages = lock.packages.get(architecture.name, ())
+    if not packages:
+        raise ConfigurationError(f"{FILE_NAME} has no packages for {architecture.name}", mend=RELOCK)
     names = {each.name for each in packages}
     kernels = [name for name in names if name.startswith(KERNEL_PREFIX)]
     if missing := sorted(set(PACKAGES) - names):

@@ -48,7 +48,7 @@ def build_system(order: Order) -> dict[str, str]:
         "requirements": hashlib.sha256(order.bundle[LOCK]).hexdigest(),
     }
     noted = order.cache.noted(key)
-    if noted and all(order.cache.find(bytes.fromhex(noted[part])) for part in ("kernel", "system")):
+    if "kernel_version" in noted and all(order.cache.find(noted.get(part, "")) for part in ("kernel", "system")):
         return noted
     locked = locked_packages(order.lock, order.architecture)
     paths = fetch(locked, order.architecture, order.cache, order.say)
@@ -65,7 +65,7 @@ def _add_system(order: Order, paths: Mapping[str, Path], wheels: Iterable[Files]
     packages = _read(paths, paths.keys() - {kernel_package})
     version, image = find_kernel(kernel)
     system = encode_system(packages, kernel, wheels, order.architecture, _compiler(order))
-    return {"kernel": order.cache.add(image).hex(), "system": order.cache.add(system).hex(), "kernel_version": version}
+    return {"kernel": order.cache.add(image), "system": order.cache.add(system), "kernel_version": version}
 
 
 def build_application(order: Order, bundle_sha256: bytes) -> str:
@@ -76,11 +76,11 @@ def build_application(order: Order, bundle_sha256: bytes) -> str:
         "compiler": _locked_sha256(order.lock, order.host),
         "bundle": bundle_sha256.hex(),
     }
-    noted = order.cache.noted(key).get("application")
-    if noted and order.cache.find(bytes.fromhex(noted)):
+    noted = order.cache.noted(key).get("application", "")
+    if order.cache.find(noted):
         return noted
     order.say("building the application")
-    built = order.cache.add(encode_application(order.bundle, _compiler(order))).hex()
+    built = order.cache.add(encode_application(order.bundle, _compiler(order)))
     order.cache.note(key, {"application": built})
     return built
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import lzma
+import re
 import subprocess
 import sys
 import zipfile
@@ -21,7 +22,16 @@ from adyton.host.image.tree import File, check_path
 MAX_BYTES = 1024 * 1024 * 1024
 """What a wheel may unpack to."""
 
+STALL_SECONDS = 60
+"""How long an index may say nothing; pip asks it twice more."""
+
 _TIMEOUT_SECONDS = 1800
+#: What pip says of a request that it gives up, and the end of its traceback if that fails half-way.
+_UNREACHED = re.compile(
+    r"Retry\(total=0,.* after connection broken by '(.*)': |^(?:pip\._vendor\.)?urllib3\.exceptions\.(.*)$",
+    re.MULTILINE,
+)
+_OBJECT = re.compile(r"<[^>]*>[:,] ")
 _GLIBC_MINOR = 36
 #: What zipfile and the decompressors raise for what is no wheel.
 _DAMAGED = (
@@ -67,7 +77,7 @@ def fetch_wheels(
     with cache.scratch() as folder:
         say(f"fetching wheels for {architecture.name}")
         _download(requirements, architecture, folder)
-        noted = {path.name: cache.add(path.read_bytes()).hex() for path in sorted(folder.glob("*.whl"))}
+        noted = {path.name: cache.add(path.read_bytes()) for path in sorted(folder.glob("*.whl"))}
     found = _cached(cache, noted, wanted)
     if not found:
         raise UnsupportedError("pip brought something else than the locked wheels")
@@ -83,7 +93,7 @@ def _requirement(locked: LockedDistribution) -> str:
 def _cached(cache: Cache, noted: dict[str, str], wanted: Sequence[LockedDistribution]) -> tuple[tuple[str, Path], ...]:
     """What is noted, if all of it is here and locked, and it is as many files as are wanted; else nothing."""
     allowed = {digest for each in wanted for digest in each.sha256}
-    found = [(name, cache.find(bytes.fromhex(digest))) for name, digest in sorted(noted.items()) if digest in allowed]
+    found = [(name, cache.find(digest)) for name, digest in sorted(noted.items()) if digest in allowed]
     whole = tuple((name, path) for name, path in found if path is not None)
     return whole if len(whole) == len(noted) == len(wanted) else ()
 
@@ -104,19 +114,29 @@ def _download(requirements: str, architecture: Architecture, folder: Path) -> No
             timeout=_TIMEOUT_SECONDS,
             check=False,
         )
+    except OSError as problem:
+        raise UnsupportedError(f"pip can't be run: {problem.strerror}") from problem
     except subprocess.TimeoutExpired as problem:
-        raise UnsupportedError(f"pip took longer than {_TIMEOUT_SECONDS} s") from problem
+        raise UnsupportedError(f"pip took longer than {_TIMEOUT_SECONDS} s", mend="is there a network?") from problem
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise UnsupportedError(
-            f"pip can't bring the wheels: {(errors or ['it does not say why'])[-1]}",
-            mend=f"is there a network? And each needs a wheel for {architecture.name}, CPython 3.11",
-        )
+        raise _failure(done.stderr, architecture)
+
+
+def _failure(stderr: str, architecture: Architecture) -> UnsupportedError:
+    if unreached := _UNREACHED.search(stderr):
+        reason = _OBJECT.sub("", unreached[1] or unreached[2])
+        return UnsupportedError(f"the index of wheels can't be reached: {reason}", mend="is there a network?")
+    errors = [line for line in stderr.splitlines() if line.startswith("ERROR")]
+    return UnsupportedError(
+        f"pip can't bring the wheels: {(errors or ['it does not say why'])[-1]}",
+        mend=f"is there a network? And each needs a wheel for {architecture.name}, CPython 3.11",
+    )
 
 
 def _pip_command(architecture: Architecture) -> list[str]:
     """What fetches the wheels of requirements.txt, in the folder where it is run."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--retries", "2", "--timeout", str(STALL_SECONDS)]
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement", "requirements.txt"]
     command += [
         "--python-version",

@@ -60,7 +60,9 @@ class Child:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that was not waited for yet, with all of its group: it leads a session of its own."""
+    """End a process, with all of its group: it leads a session of its own. One that was waited for is let be."""
+    if process.returncode is not None:
+        return  # another group may have its number
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -34,7 +34,11 @@ class PrivateDirectory:
             with _registry_lock(root):
                 _sweep(root)
                 self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-                self._lock = os.open(self.path, _FOLDER)
+                try:
+                    self._lock = os.open(self.path, _FOLDER)
+                except OSError:
+                    self.path.rmdir()
+                    raise
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as problem:
             raise LaunchError(f"no folder for the enclave can be made: {problem}") from problem
@@ -45,6 +49,8 @@ class PrivateDirectory:
             _remove(self.path)
             os.close(self._lock)
             self._lock = -1
+            if self.path.exists():
+                _remove(self.path)  # which takes descriptors, and now there is one more
 
 
 def _root() -> Path:

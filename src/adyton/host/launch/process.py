@@ -44,6 +44,8 @@ _START = (
 _DEAF_TO_SIGNALS = ("/bin/sh", "-c", "trap '' INT TERM HUP; exec \"$@\"", "sh")
 #: How long an enclave whose control connection ended may take to end before it is killed.
 END_SECONDS = 2.0
+#: How long the log may take when the enclave has ended.
+LOG_SECONDS = 2.0
 
 
 class ProcessLauncher:
@@ -99,6 +101,12 @@ class ProcessLauncher:
         """Start one. Its evidence's root is made on first use. Raises LaunchError or UnsupportedError."""
         if request.host_name and self._why_no_namespaces:
             raise UnsupportedError(f"host_name needs namespaces: {self._why_no_namespaces}")
+        try:
+            return self._launch(request)
+        except OSError as problem:
+            raise LaunchError(f"the enclave can't be started: {problem}") from problem
+
+    def _launch(self, request: LaunchRequest) -> ProcessEnclave:
         hardware = SimulatedPlatform.open().enclave(simulated_measurement(request.bundle.sha256))
         with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
             directory = PrivateDirectory()
@@ -118,11 +126,13 @@ class ProcessLauncher:
             assert process.stdout is not None
             assert process.stderr is not None
             pump = LogPump({process.stdout: request.stdout_fd, process.stderr: request.stderr_fd}, log_file)
-            threading.Thread(target=serve, args=(hardware, device), name="adyton-device", daemon=True).start()
+            on_failure.callback(pump.join, LOG_SECONDS)
+            on_failure.callback(kill_group, process)  # before the log is waited for
             in_namespaces = not self._why_no_namespaces
             enclave = ProcessEnclave(
                 process, control=control, device=device, pump=pump, directory=directory, in_namespaces=in_namespaces
             )
+            threading.Thread(target=serve, args=(hardware, device), name="adyton-device", daemon=True).start()
             on_failure.pop_all()
         return enclave
 
@@ -204,10 +214,11 @@ class ProcessEnclave:
 
     def explain(self, *, started: bool) -> AdytonError:
         """As LaunchedEnclave says. The firmware's exit codes become the errors that they stand for."""
+        self._pump.hurry(END_SECONDS / 2)  # an enclave whose log nobody reads can't end
         if not self.wait(END_SECONDS):
             self._child.kill()
             self.wait(END_SECONDS)
-        self._pump.join(END_SECONDS)
+        self._pump.join(LOG_SECONDS)
         status, tail = self._child.status, self.log_tail()
         last = tail[-1].removeprefix("firmware: ") if tail else "nothing was logged"
         if not started and status == firmware.EXIT_NOT_THE_BUNDLE:
@@ -222,7 +233,7 @@ class ProcessEnclave:
         """As LaunchedEnclave says."""
         self._child.kill()
         self.wait(END_SECONDS)
-        self._pump.join(END_SECONDS)
+        self._pump.join(LOG_SECONDS)
         self._child.close()
         with contextlib.suppress(OSError):
             self._device.shutdown(socket.SHUT_RDWR)

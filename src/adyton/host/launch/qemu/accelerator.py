@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import secrets
 import subprocess
 from pathlib import Path
 from typing import Final
 
+from adyton.errors import ConfigurationError
 from adyton.host.image.cache import default_cache
 from adyton.host.image.image import Image
 from adyton.host.launch.child import kill_group
@@ -30,13 +32,10 @@ def choose_accelerator(image: Image) -> str:
     """The word "kvm" where that boots this kernel, else "tcg", QEMU's emulation. Remembered until the host boots."""
     if image.architecture != platform.machine() or why_closed(Path("/dev/kvm")):
         return "tcg"
-    memory = _memory()
-    with contextlib.suppress(OSError):
-        return {"kvm": "kvm"}.get(memory.read_text(), "tcg")
-    found = "kvm" if _boots(image) else "tcg"
-    with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        memory.write_text(found)
+    if not (found := _recall()):
+        found = "kvm" if _boots(image) else "tcg"
+        with contextlib.suppress(OSError):
+            _remember(found)
     return found
 
 
@@ -44,15 +43,33 @@ def known_accelerator() -> str:
     """What `choose_accelerator` has found on this machine, in words."""
     if why := why_closed(Path("/dev/kvm")):
         return f"/dev/kvm {why}: the processor is emulated, and a start takes 5 to 30 s"
-    try:
-        found = _memory().read_text()
-    except OSError:
+    if not (found := _recall()):
         return "KVM is tried at the first start"
     return "KVM boots a kernel" if found == "kvm" else "KVM boots no kernel here: the processor is emulated"
 
 
 def _memory() -> Path:
     return default_cache() / f"accelerator-{_boot_id()}"
+
+
+def _recall() -> str:
+    """What was found before, or an empty string."""
+    with contextlib.suppress(OSError, UnicodeDecodeError, ConfigurationError):
+        if (found := _memory().read_text("ascii")) in ("kvm", "tcg"):
+            return found
+    return ""
+
+
+def _remember(found: str) -> None:
+    """All of it or nothing, whatever happens meanwhile."""
+    memory = _memory()
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = memory.with_name(f"{memory.name}-{secrets.token_hex(8)}")
+    try:
+        scratch.write_text(found)
+        scratch.replace(memory)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _boots(image: Image) -> bool:

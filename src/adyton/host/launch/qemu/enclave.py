@@ -28,6 +28,8 @@ from adyton.proto.trunk_loop import TrunkLoop
 #: How long a machine whose control connection ended may take to power off before it is killed.
 END_SECONDS: Final = 10.0
 UNSTARTED_END_SECONDS: Final = 1.0
+#: How long the log may take when the machine has ended.
+LOG_SECONDS: Final = 4.0
 #: A guest that has not answered for so long hangs. Longer than a minute, for which a laptop may be closed.
 HANG_SECONDS: Final = 90.0
 PING_SECONDS: Final = 5.0
@@ -64,34 +66,64 @@ class VmEnclave:
         attached: Attachments,
         sinks: tuple[int | None, int | None, int | None],
     ) -> None:
-        self._child = Child(process, in_namespaces=not why_no_namespaces())
+        """Raises OSError; then `process` and `attached` are the caller's to end, for as much as is left of them."""
         self._memory_mb = memory_mb
+        self._boot = boot
         self._tpm = attached.tpm
         self._ports = attached.ports
-        self._directory = attached.directory
         self._started: Started | None = None
         self._ended: Ended | None = None
         self._why_killed = ""
         self._closing = threading.Event()
-        stdout, stdout_outside = _stream()
-        stderr, stderr_outside = _stream()
-        report, report_outside = socket.socketpair()
-        self._offered = {"stdout": stdout_outside, "stderr": stderr_outside, "report": report_outside}
+        self._offered: dict[str, socket.socket] = {}
+        self._resources = contextlib.ExitStack()
         assert process.stdout is not None
         assert process.stderr is not None
-        to_stdout, to_stderr, to_file = sinks
-        self._pump = LogPump({stdout: to_stdout, stderr: to_stderr}, to_file)
-        self._console = LogPump({process.stdout: None, process.stderr: None}, to_file)
+        self._console = LogPump({process.stdout: None, process.stderr: None}, sinks[2])
+        self._child = Child(process, in_namespaces=not why_no_namespaces())
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            self._adopt(attached)
+            self._open_streams(sinks)
+            self._open_trunk(attached.trunk)
+            self._begin()
+            on_failure.pop_all()
+
+    def _adopt(self, attached: Attachments) -> None:
+        for each in (attached.directory, attached.ports, attached.tpm, self._child):
+            if each is not None:
+                self._resources.callback(each.close)
+        self._resources.callback(self._console.join, LOG_SECONDS)
         self._monitor = Monitor(attached.monitor)
-        self._trunk = attached.trunk
-        self._loop = TrunkLoop(self._trunk.fileno(), side="host", accept=self._accept)
-        self._boot = boot
-        self.control, control_outside = socket.socketpair()
-        self._loop.open("control", control_outside)
-        self._ports.start(lambda listener, port: self._loop.listen(listener, f"tcp:{port}"))
-        self._carrying = threading.Thread(target=self._carry, name="adyton-trunk", daemon=True)
-        self._carrying.start()
+        self._resources.callback(self._monitor.close)
+
+    def _open_streams(self, sinks: tuple[int | None, int | None, int | None]) -> None:
+        """Those that the guest opens: their ends for the trunk, and who reads them."""
+        to_stdout, to_stderr, to_file = sinks
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._close_offered)
+            stdout, stderr, report = [
+                on_failure.enter_context(self._offer(kind)) for kind in ("stdout", "stderr", "report")
+            ]
+            self._pump = LogPump({_reader(stdout): to_stdout, _reader(stderr): to_stderr}, to_file)
+            on_failure.pop_all()
+        self._resources.callback(self._pump.join, LOG_SECONDS)
+        self._resources.callback(self._close_offered)  # so that nobody waits for what the guest never opened
+        self._resources.callback(report.close)
         self._listening = threading.Thread(target=self._listen, args=(report,), name="adyton-report", daemon=True)
+
+    def _open_trunk(self, trunk: socket.socket) -> None:
+        self._resources.callback(trunk.close)
+        self._loop = TrunkLoop(trunk.fileno(), side="host", accept=self._accept)
+        self._carrying = threading.Thread(target=self._carry, name="adyton-trunk", daemon=True)
+        self._resources.callback(self._stop_carrying)
+        self.control, control_outside = socket.socketpair()
+        self._resources.callback(self.control.close)
+        self._loop.open("control", control_outside)
+
+    def _begin(self) -> None:
+        self._ports.start(lambda listener, port: self._loop.listen(listener, f"tcp:{port}"))
+        self._carrying.start()
         self._listening.start()
         threading.Thread(target=self._watch, name="adyton-watch", daemon=True).start()
 
@@ -118,8 +150,8 @@ class VmEnclave:
         return self._ports.address_of(port)
 
     def log_tail(self) -> tuple[str, ...]:
-        """As LaunchedEnclave says; before it the last of what the guest's kernel and QEMU printed."""
-        return self._console.tail(CONSOLE_LINES) + self._pump.tail()
+        """As LaunchedEnclave says; of a machine that is not up yet, the last that its kernel and QEMU printed too."""
+        return self._pump.tail() if self._started else self._whole_tail()
 
     def wait(self, timeout_seconds: float) -> bool:
         """As LaunchedEnclave says."""
@@ -127,14 +159,15 @@ class VmEnclave:
 
     def explain(self, *, started: bool) -> AdytonError:
         """As LaunchedEnclave says: whether the machine was killed, could not start, panicked, or its enclave ended."""
+        self._pump.hurry(LOG_SECONDS / 2)  # an enclave whose log nobody reads can't end
         # One that was not up yet has not ended its control connection: the host did.
         if not self.wait(END_SECONDS if self._started else UNSTARTED_END_SECONDS):
             self._kill("the virtual machine did not power off")
             self.wait(END_SECONDS)
-        self._pump.join(END_SECONDS)
-        self._console.join(END_SECONDS)
+        self._pump.join(LOG_SECONDS)
+        self._console.join(LOG_SECONDS)
         self._listening.join(END_SECONDS)
-        tail, status = self.log_tail(), self._child.status
+        tail, status = self._whole_tail(), self._child.status
         if self._ended is not None:
             return EnclaveDiedError(self._how_it_ended(self._ended), exit_status=self._ended.status, log_tail=tail)
         if self._why_killed or self._monitor.stopped_for:
@@ -155,20 +188,23 @@ class VmEnclave:
         self._closing.set()
         self._child.kill()
         self._child.wait(END_SECONDS)
+        self._resources.close()
+
+    def _stop_carrying(self) -> None:
         self._loop.close()
-        self._carrying.join(END_SECONDS)
-        self._trunk.close()
-        self._pump.join(END_SECONDS)
-        self._console.join(END_SECONDS)
-        self._child.close()
-        self._monitor.close()
-        if self._tpm is not None:
-            self._tpm.close()
-        self._ports.close()
-        self.control.close()
-        for each in self._offered.values():
+        if self._carrying.ident is not None:
+            self._carrying.join(END_SECONDS)
+
+    def _close_offered(self) -> None:
+        for each in list(self._offered.values()):
             each.close()
-        self._directory.close()
+
+    def _whole_tail(self) -> tuple[str, ...]:
+        return self._console.tail(CONSOLE_LINES) + self._pump.tail()
+
+    def _offer(self, kind: str) -> socket.socket:
+        mine, self._offered[kind] = socket.socketpair()
+        return mine
 
     def _how_it_ended(self, ended: Ended) -> str:
         if ended.out_of_memory and ended.status < 0:
@@ -191,8 +227,7 @@ class VmEnclave:
             self._loop.run()
         except ControlProtocolError as problem:
             self._kill(f"the guest broke the trunk's protocol: {problem.message}")
-        for each in list(self._offered.values()):
-            each.close()
+        self._close_offered()
 
     def _listen(self, report: socket.socket) -> None:
         """Take the guest's reports."""
@@ -241,7 +276,6 @@ def _send(connection: socket.socket, data: bytes) -> None:
         connection.recv(1)  # until it is taken
 
 
-def _stream() -> tuple[IO[bytes], socket.socket]:
-    """A stream that the log's pump reads, and its other end."""
-    inner, outer = socket.socketpair()
-    return os.fdopen(inner.detach(), "rb", buffering=0), outer
+def _reader(connection: socket.socket) -> IO[bytes]:
+    """What the log's pump reads, in place of the socket."""
+    return os.fdopen(connection.detach(), "rb", buffering=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -35,10 +36,10 @@ from adyton.host.launch.qemu.enclave import Attachments, VmEnclave
 from adyton.host.launch.qemu.firmware import find_firmware, find_ovmf
 from adyton.host.launch.qemu.machine import PACKAGES, Machine, Protection, linux_command_line
 from adyton.host.launch.qemu.ports import HostPorts
-from adyton.host.launch.qemu.sandbox import new_uid, sandboxed
+from adyton.host.launch.qemu.sandbox import lacks_setpriv, new_uid, sandboxed
 from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
-from adyton.host.launch.spawner import spawn
+from adyton.host.launch.spawner import SETPRIV_MEND, spawn
 from adyton.proto.guest import BootDocument
 
 #: How long a machine with firmware may take to boot. Emulated, OVMF reads and hashes the image slowly.
@@ -64,6 +65,7 @@ class QemuLauncher:
             _program("tpm", "swtpm", "apt install swtpm"),
             Capability(name="kvm", available=known_accelerator().startswith("KVM boots a"), detail=known_accelerator()),
             _firmware(),
+            *_missing_setpriv(),
             Capability(
                 name="sandbox",
                 available=not why_no_namespaces(),
@@ -94,7 +96,8 @@ class QemuLauncher:
         """PCR 0 of a boot here. It is kept for this bundle alone: another's first process might not say the truth."""
         cache = Cache(default_cache())
         key = {"register": "PCR 0", "bundle": bundle.sha256.hex(), "firmware": _sha256(find_ovmf())}
-        if not (known := cache.noted(key).get("value")):
+        known = cache.noted(key).get("value", "")
+        if not re.fullmatch("[0-9a-f]{64}", known):
             say("booting once, for the firmware's own register")
             with contextlib.closing(self.launch(LaunchRequest(name="reference", bundle=bundle))) as machine:
                 known = machine.wait_started(REFERENCE_SECONDS).pcr0
@@ -107,6 +110,12 @@ class QemuLauncher:
 
     def launch(self, request: LaunchRequest) -> VmEnclave:
         """Start one. Raises LaunchError, UnsupportedError, BundleError, or ConfigurationError."""
+        try:
+            return self._launch(request)
+        except OSError as problem:
+            raise LaunchError(f"the virtual machine can't be started: {problem}") from problem
+
+    def _launch(self, request: LaunchRequest) -> VmEnclave:
         self._check(request)
         image = self._build(request.bundle)
         with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
@@ -262,6 +271,12 @@ def _firmware() -> Capability:
         return Capability(name="ovmf", available=True, detail=str(find_ovmf()))
     except UnsupportedError as problem:
         return Capability(name="ovmf", available=False, detail=f"{problem.message}: {problem.mend}")
+
+
+def _missing_setpriv() -> list[Capability]:
+    if not lacks_setpriv():
+        return []
+    return [Capability(name="setpriv", available=False, detail=f"setpriv is not installed: {SETPRIV_MEND}")]
 
 
 def _program(name: str, program: str, mend: str) -> Capability:

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from adyton.errors import ControlProtocolError, LaunchError
+from adyton.errors import ConfigurationError, ControlProtocolError, LaunchError
 
 #: Linux's first port of those that it chooses itself (ip_local_port_range).
 FIRST_EPHEMERAL = 32768
@@ -27,7 +27,12 @@ class HostPorts:
         self._forward: Forward | None = None
 
     def reserve(self, port: int) -> None:
-        """Listen there already, so that nobody else can. Raises LaunchError if somebody does."""
+        """Listen there already, so that nobody else can; 0 lets the system choose.
+
+        Raises LaunchError if somebody does, ConfigurationError for what is no port.
+        """
+        if not 0 <= port < 65536:
+            raise ConfigurationError(f"port {port} is none: it has to be below 65536, and not negative")
         with self._guard:
             self._listeners[port] = self._listen(port)
 
@@ -75,16 +80,15 @@ class HostPorts:
             listeners: list[socket.socket] = []
             for family, address in self._resolve():
                 number = listeners[0].getsockname()[1] if listeners else port
-                listener = socket.socket(family, socket.SOCK_STREAM)
-                on_failure.callback(listener.close)
                 try:
+                    listener = on_failure.enter_context(socket.socket(family, socket.SOCK_STREAM))
                     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     if family == socket.AF_INET6:
                         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     listener.bind((address, number))
                     listener.listen(128)
                 except OSError as problem:
-                    if problem.errno == errno.EADDRNOTAVAIL and listeners:
+                    if problem.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and listeners:
                         continue  # a name with an address of IPv6 on a machine without it
                     raise LaunchError(f"port {port} of {self._host} can't be used: {problem.strerror}") from problem
                 listeners.append(listener)

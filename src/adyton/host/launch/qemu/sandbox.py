@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from adyton.host.launch.namespaces import bubblewrap, why_no_namespaces
-from adyton.host.launch.spawner import tied
+from adyton.host.launch.spawner import find_setpriv, setpriv, tied
 
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 _FOR_NETWORK: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf")
@@ -49,7 +49,8 @@ def sandboxed(
     """`command` in the sandbox. `files`: each path that it uses for a file → where that is on the host.
 
     `devices` are shown too. `uid`, of `new_uid`, gets the group of each that is its group's to use, as /dev/kvm mostly
-    is. `writable`: the only folder that it can write to, and where it runs; its caller starts it there too.
+    is. `writable`: the only folder that it can write to, and where it runs; its caller starts it there too. Raises
+    UnsupportedError where setpriv is needed and not installed.
     """
     if why_no_namespaces():
         return tied([str(files.get(word, word)) for word in command])
@@ -62,8 +63,13 @@ def sandboxed(
         words += ["--bind", str(writable), _STATE, "--chdir", _STATE]
     if uid is None:
         return [*words, "--unshare-user", "--cap-drop", "ALL", "--", *command]
-    as_user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", _groups(devices), "--no-new-privs", "--inh-caps=-all"]
+    as_user = [setpriv(), f"--reuid={uid}", f"--regid={uid}", _groups(devices), "--no-new-privs", "--inh-caps=-all"]
     return [*words, "--", *as_user, "--", *command]
+
+
+def lacks_setpriv() -> bool:
+    """Whether `sandboxed` refuses because setpriv is not installed."""
+    return find_setpriv() is None and (bool(why_no_namespaces()) or _gives_uids())
 
 
 def why_closed(device: Path) -> str:

@@ -17,6 +17,8 @@ from typing import Final, Self
 
 from adyton.errors import AdytonError, LaunchError, UnsupportedError
 from adyton.host.image.reference.hcrtm import event_log
+from adyton.host.launch.child import kill_group
+from adyton.host.launch.descriptors import socket_pair
 from adyton.host.launch.log_pump import LogPump
 from adyton.host.launch.qemu.sandbox import sandboxed
 from adyton.host.launch.qemu.swtpm_control import SECONDS, Command, SwtpmControl, pass_on
@@ -48,20 +50,18 @@ class Vtpm:
     """That PCR 0 has the document; empty if there is none."""
 
     def __init__(self, directory: Path, document: bytes | None, uid: int | None) -> None:
-        """Start the process; `start` makes a TPM of it."""
+        """Start the process; `start` makes a TPM of it. Raises OSError too, and leaves nothing behind then."""
         self.event_log = b"" if document is None else event_log(document)
         self._fault = ""
-        self._ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self.process = _start(directory, theirs.fileno(), uid)
-            except BaseException:
-                self._ours.close()
-                raise
-        assert self.process.stdout is not None
-        self._pump = LogPump({self.process.stdout: None}, None)
+        with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
+            self._ours, theirs = socket_pair(on_failure, always)
+            self._qemu, self._proxy = map(on_failure.enter_context, socket.socketpair())
+            self.process = _start(directory, theirs.fileno(), uid)
+            on_failure.callback(kill_group, self.process)
+            assert self.process.stdout is not None
+            self._pump = LogPump({self.process.stdout: None}, None)
+            on_failure.pop_all()
         self._control = SwtpmControl(self._ours)
-        self._qemu, self._proxy = socket.socketpair()
         self._thread = threading.Thread(target=self._pass_on, args=(document,), name="adyton-vtpm", daemon=True)
 
     @classmethod
@@ -74,7 +74,10 @@ class Vtpm:
         """
         if document is not None and len(document) > MAX_BYTES:
             raise ValueError(f"a launch document has {MAX_BYTES} bytes at most, not {len(document)}")
-        vtpm = cls(directory, document, uid)
+        try:
+            vtpm = cls(directory, document, uid)
+        except OSError as problem:
+            raise LaunchError(f"swtpm can't be started: {problem}") from problem
         try:
             vtpm.certificates = authority.certify(_manufacture(vtpm._control))
             vtpm._thread.start()
