@@ -50,7 +50,7 @@ def technology() -> str:
     return "process"
 
 
-MEASURED = {"process": ["measurement"], "vm": ["pcrs", "launch"]}
+MEASURED = {"process": ["measurement"], "vm": ["launch", "pcrs"]}
 """What a policy looks at that knows the code, by technology."""
 
 

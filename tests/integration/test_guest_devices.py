@@ -172,12 +172,12 @@ def bundle_with(template: Template | None, **more: bytes) -> Bundle:
     files[PID1] += PLUG
     here, kernels = Path(guest_devices.__file__).parent, Path(adyton.testing.__file__).parent
     for path in here.glob("*.py"):
-        files[f"app/guest_devices/{path.name}"] = path.read_bytes()
+        files[f"runtime/guest_devices/{path.name}"] = path.read_bytes()
     for name in ("__init__", "kernels/__init__", "kernels/emulated", "kernels/nsm", "kernels/tsm"):
         files[f"runtime/adyton/testing/{name}.py"] = (kernels / f"{name}.py").read_bytes()
     if template is not None:
-        files["app/guest_devices/template.json"] = template.encode()
-    files |= {f"app/guest_devices/{name}": content for name, content in more.items()}
+        files["runtime/guest_devices/template.json"] = template.encode()
+    files |= {f"runtime/guest_devices/{name}": content for name, content in more.items()}
     return Bundle.parse(encode_archive(files))
 
 
