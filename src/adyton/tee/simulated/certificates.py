@@ -24,7 +24,7 @@ def make_root(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificat
     builder = _builder(name, name, key.public_key()).not_valid_before(now - ROOT_BACKDATED)
     builder = builder.not_valid_after(now + ROOT_LIFETIME)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_key_usage(certify=True), critical=True)
+    builder = builder.add_extension(key_usage(certify=True), critical=True)
     return builder.sign(key, hashes.SHA256())
 
 
@@ -37,7 +37,7 @@ def make_leaf(
     builder = _builder(_name(LEAF_DNS_NAME), root.subject, key).not_valid_before(now - LEAF_BACKDATED)
     builder = builder.not_valid_after(now + LEAF_LIFETIME)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_key_usage(certify=False), critical=True)
+    builder = builder.add_extension(key_usage(certify=False), critical=True)
     builder = builder.add_extension(authority, critical=False).add_extension(names, critical=False)
     return builder.sign(root_key, hashes.SHA256())
 
@@ -57,7 +57,7 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
 
 
-def _key_usage(*, certify: bool) -> x509.KeyUsage:
+def key_usage(*, certify: bool) -> x509.KeyUsage:
     """Certify (keyCertSign and cRLSign) or sign (digitalSignature), never both."""
     return x509.KeyUsage(
         digital_signature=not certify,

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from adyton.errors import EvidenceError
 from adyton.tee._x509 import load_public_key
+from adyton.tee.simulated.certificates import key_usage
 from adyton.tee.simulated.platform import Clock, utc_now
 from adyton.tee.simulated.root_file import SimulatedRoot, data_directory, keep_root, new_root_pem
 
@@ -32,28 +33,8 @@ AIK_CERTIFICATE: Final = x509.ObjectIdentifier("2.23.133.8.3")
 """tcg-kp-AIKCertificate."""
 
 _WHAT: Final = "the virtual TPM's root"
-_SIGNS: Final = x509.KeyUsage(
-    digital_signature=True,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=False,
-    crl_sign=False,
-    encipher_only=False,
-    decipher_only=False,
-)
-_CERTIFIES: Final = x509.KeyUsage(
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    key_cert_sign=True,
-    crl_sign=True,
-    encipher_only=False,
-    decipher_only=False,
-)
+_SIGNS: Final = key_usage(certify=False)
+_CERTIFIES: Final = key_usage(certify=True)
 
 
 class VtpmAuthority:
