@@ -35,12 +35,12 @@ from vtpms import (
 )
 
 from adyton.errors import EvidenceError, LaunchError
-from adyton.host.image.reference.hcrtm import EV_EFI_HCRTM_EVENT, launch_document
+from adyton.host.image.reference.hcrtm import launch_document
 from adyton.host.launch.qemu.swtpm_control import Command, SwtpmControl, pass_on
 from adyton.host.launch.qemu.vtpm_authority import LEAF_LIFETIME, ROOT_COMMON_NAME, VtpmAuthority
 from adyton.tee._event_log import authenticated
 from adyton.tee._tpm_quote import EVENT_LOG
-from adyton.tee.tpm.launch import parse_launch, pcr0
+from adyton.tee.tpm.launch import HCRTM_EVENT, parse_launch, pcr0
 from adyton.testing.kernels.emulated import Files
 from adyton.testing.tpm_quotes import agile_log
 
@@ -62,7 +62,7 @@ def test_a_guest_proves_what_was_launched(tmp_path: Path, authority: VtpmAuthori
     assert verified.quote.clock_safe  # so its maker left it in order
     assert verified.quote.pcrs["sha256"][0] == pcr0(DOCUMENT)
     (event,) = verified.quote.events[0]
-    assert (event.event_type, authenticated(event)) == (EV_EFI_HCRTM_EVENT, True)
+    assert (event.event_type, authenticated(event)) == (HCRTM_EVENT, True)
     assert dict(parse_launch(event.data)) == {**DIGESTS, "command-line": hashlib.sha256(b"panic=-1").digest()}
 
 

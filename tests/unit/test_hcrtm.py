@@ -6,9 +6,9 @@ import hashlib
 
 import pytest
 
-from adyton.host.image.reference.hcrtm import EV_EFI_HCRTM_EVENT, event_log, launch_document
+from adyton.host.image.reference.hcrtm import event_log, launch_document
 from adyton.tee._event_log import EV_NO_ACTION, authenticated, confirmed, parse_event_log, replay
-from adyton.tee.tpm.launch import parse_launch, pcr0
+from adyton.tee.tpm.launch import HCRTM_EVENT, parse_launch, pcr0
 
 DIGESTS = {name: hashlib.sha256(name.encode()).digest() for name in ("application", "kernel", "system")}
 DOCUMENT = launch_document(DIGESTS, "console=ttyS0 é")
@@ -32,7 +32,7 @@ def test_the_log_gives_pcr_0_and_no_other() -> None:
     log = parse_event_log(event_log(DOCUMENT))
     assert log.banks == ("sha256",)
     assert replay(log, "sha256") == {0: pcr0(DOCUMENT)}
-    assert [event.event_type for event in log.events] == [EV_NO_ACTION, EV_EFI_HCRTM_EVENT]
+    assert [event.event_type for event in log.events] == [EV_NO_ACTION, HCRTM_EVENT]
 
 
 def test_the_document_is_confirmed_by_pcr_0() -> None:

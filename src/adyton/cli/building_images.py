@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import io
 import platform
@@ -14,7 +13,7 @@ from pathlib import Path
 import adyton
 from adyton.cli.main import say
 from adyton.errors import ConfigurationError, UnsupportedError
-from adyton.host.bundles import IMAGE_LOCK, Bundle
+from adyton.host.bundles import IMAGE_LOCK, Bundle, write_whole
 from adyton.host.image.architecture import ARCHITECTURES, find_architecture
 from adyton.host.image.cache import Cache, default_cache
 from adyton.host.image.image import Image, build_image
@@ -191,15 +190,10 @@ def _ramdisks(image: Image) -> tuple[bytes, bytes]:
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
-    """Whole or not at all."""
-    scratch = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(data)
-        scratch.replace(path)
+        write_whole(path, data)
     except OSError as problem:
-        with contextlib.suppress(OSError):  # where there is no folder, there is no file in it
-            scratch.unlink()
         raise ConfigurationError(f"can't write {path}: {problem.strerror}") from problem
     say(f"wrote {path}")
 

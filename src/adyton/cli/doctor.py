@@ -80,8 +80,5 @@ def _print(found: dict[str, list[Capability]]) -> None:
     print("\nhardware here")
     for interface in _HARDWARE:
         here = Path(interface.path).exists()
-        print(f"  {'here' if here else 'none':<4} {interface.technology:<12} {interface.path}{_then(interface, here)}")
-
-
-def _then(interface: _Interface, here: bool) -> str:
-    return f": {interface.missing}" if here else ""
+        then = f": {interface.missing}" if here else ""
+        print(f"  {'here' if here else 'none':<4} {interface.technology:<12} {interface.path}{then}")

@@ -108,8 +108,8 @@ class Bundle:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             return (
-                _write(directory / f"{self.settings.name}.adyton", self.data),
-                _write(directory / "measurements.json", text.encode()),
+                write_whole(directory / f"{self.settings.name}.adyton", self.data),
+                write_whole(directory / "measurements.json", text.encode()),
             )
         except OSError as problem:
             raise ConfigurationError(f"can't write to {directory}: {problem.strerror}") from problem
@@ -152,7 +152,8 @@ def _read(path: Path, limit: int) -> bytes:
     return data
 
 
-def _write(path: Path, data: bytes) -> Path:
+def write_whole(path: Path, data: bytes | memoryview) -> Path:
+    """Write a file whole or not at all; its path. Raises OSError."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as scratch:
         try:
             scratch.write(data)

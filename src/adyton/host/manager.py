@@ -36,6 +36,7 @@ from adyton.proto import control_pb2
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.proto.control_client import ControlClient
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
+from adyton.proto.guest import HOST_NAME
 from adyton.tee.evidence import Evidence
 from adyton.tee.message import decode_evidence
 
@@ -48,7 +49,6 @@ END_SECONDS = 3.0
 #: Longer than any deadline that makes sense, and short enough for the system's clocks.
 LONGEST_SECONDS = 10 * 365 * 86400.0
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 #: The extensions of a configuration that choose a port; 0 leaves it to the enclave.
@@ -364,7 +364,7 @@ def _request(name: str, bundle: Bundle, config: EnclaveConfig) -> LaunchRequest:
     directory = config.logging_config.log_directory
     if "\0" in directory:
         raise ConfigurationError("log_directory has a NUL in it")
-    if config.host_name and not _HOST_NAME.fullmatch(config.host_name):
+    if config.host_name and not HOST_NAME.fullmatch(config.host_name):
         raise ConfigurationError(f"{config.host_name[:80]!r} is no host name: letters, digits, '-', 63 at most")
     return LaunchRequest(
         name=name,

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from adyton.errors import ConfigurationError
+from adyton.host.bundles import IMAGE_LOCK
 from adyton.host.image.architecture import ARCHITECTURES
 
-FILE_NAME = "image.lock"
+FILE_NAME = IMAGE_LOCK
 RELOCK = "`adyton build --for vm --relock` writes one anew"
 """What mends a lock that does not fit any more."""
 MAX_BYTES = 64 * 1024

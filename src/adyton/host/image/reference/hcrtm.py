@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from adyton.tee._event_log import EV_NO_ACTION
-from adyton.tee.tpm.launch import encode_launch
+from adyton.tee.tpm.launch import HCRTM_EVENT, encode_launch
 
 COMMAND_LINE: Final = "command-line"
 """The part of the launch document that is the kernel's command line."""
-EV_EFI_HCRTM_EVENT: Final = 0x8000_0010
 
 _LOCALITY: Final = b"\x04"
 _SHA256: Final = 0x000B
@@ -42,7 +41,7 @@ def event_log(document: bytes) -> bytes:
     header = b"Spec ID Event03\0" + _BIOS_CLASS_64_BIT + banks
     head = struct.pack("<II20sI", 0, EV_NO_ACTION, b"", len(header))
     locality = _event(EV_NO_ACTION, bytes(32), b"StartupLocality\0" + _LOCALITY)
-    return head + header + locality + _event(EV_EFI_HCRTM_EVENT, hashlib.sha256(document).digest(), document)
+    return head + header + locality + _event(HCRTM_EVENT, hashlib.sha256(document).digest(), document)
 
 
 def _event(event_type: int, digest: bytes, data: bytes) -> bytes:
