@@ -13,12 +13,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from machines import nothing_left
 
 from adyton.errors import LaunchError
 from adyton.host.launch.launcher import LaunchRequest
 from adyton.host.launch.registry import launcher
 from adyton.testing.probes import SERVER, probe_bundle
+
+python_leaves_none = pytest.mark.skipif(
+    sys.version_info < (3, 11, 7), reason="Popen of this Python leaves /dev/null open when there is no descriptor left"
+)
 
 
 def failures_for_want_of_descriptors(technology: str) -> int:

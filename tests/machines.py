@@ -64,7 +64,10 @@ def nothing_left(directory: Path) -> Iterator[None]:
     yield
     eventually(lambda: set(children_of(os.getpid())) <= processes)
     eventually(lambda: not [each for each in set(threading.enumerate()) - threads if each.name != "adyton-spawner"])
-    eventually(lambda: len(_descriptors()) <= len(descriptors))
+    try:
+        eventually(lambda: len(_descriptors()) <= len(descriptors))
+    except AssertionError:
+        raise AssertionError(f"open now: {sorted(_descriptors())}; before: {sorted(descriptors)}") from None
     assert not list(directory.glob("enclave-*"))
 
 

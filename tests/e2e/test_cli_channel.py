@@ -135,7 +135,7 @@ class TestRefusals:
     def test_every_finding_has_a_line(self, enclave: Enclave, tmp_path: Path) -> None:
         policy = enclave.policy.read_text()
         first, second = (
-            re.sub(r'measurement = \["..', f'measurement = ["{digits}', policy.partition("[[")[2])
+            re.sub(r'measurement = \["[0-9a-f]{96}', f'measurement = ["{digits * 48}', policy.partition("[[")[2])
             for digits in ("00", "ff")
         )
         rules = f"[[{first}\n[[{second}".replace('name = "', 'name = "first ', 1)

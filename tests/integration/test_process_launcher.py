@@ -15,7 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
 import pytest
-from descriptors import failures_for_want_of_descriptors
+from descriptors import failures_for_want_of_descriptors, python_leaves_none
 from observing import eventually, processes_that_mention
 
 from adyton.errors import (
@@ -333,6 +333,7 @@ def test_what_a_host_can_get_wrong(manager: EnclaveManager, field: str, value: o
         manager.load("probe", probe_bundle(), configuration)
 
 
+@python_leaves_none
 def test_without_descriptors_left_it_is_a_launch_error_and_nothing_stays() -> None:
     assert failures_for_want_of_descriptors("process") > 5
 

@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
 import pytest
-from descriptors import failures_for_want_of_descriptors
+from descriptors import failures_for_want_of_descriptors, python_leaves_none
 from machines import LOAD_SECONDS, boots, nothing_left
 
 from adyton.errors import AdytonError, ApplicationError, ConfigurationError
@@ -26,6 +26,7 @@ def _nothing_stays(runtime_directory: Path) -> Iterator[None]:
         yield
 
 
+@python_leaves_none
 def test_without_descriptors_left_it_is_a_launch_error_and_nothing_stays() -> None:
     assert failures_for_want_of_descriptors("vm") > 12
 
