@@ -20,6 +20,15 @@ settings.load_profile("adyton")
 IMAGE_CACHE = Path(os.environ.get("ADYTON_IMAGE_CACHE") or default_cache())
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Name bytes by their argument alone.
+
+    Bytes that are made while tests are collected (a compressed file has a time in it) would name the test otherwise
+    in each worker, and xdist refuses to begin.
+    """
+    return argname if isinstance(val, bytes) and len(val) > 16 else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("a home")
