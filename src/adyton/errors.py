@@ -199,6 +199,38 @@ class DeadlineError(AdytonError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class UnsealError(AdytonError):
+    """Sealed data is for other code, or for newer hardware than this. The message names the field that differs."""
+
+    status = StatusCode.PERMISSION_DENIED
+    exit_code = ExitCode.POLICY_REFUSED
+
+
+class SealedDataError(AdytonError):
+    """Sealed data is damaged or was changed by somebody else. Nothing of it was used."""
+
+    status = StatusCode.DATA_LOSS
+    exit_code = ExitCode.NOT_GENUINE
+
+
+class RollbackError(SealedDataError):
+    """Sealed data is genuine and older than what was acknowledged last, or has a rival. Nothing of it was used."""
+
+
+class KeyUnavailableError(AdytonError):
+    """The hardware or the service that has the sealing key does not give it now. Nothing is lost; try again."""
+
+    status = StatusCode.UNAVAILABLE
+    exit_code = ExitCode.UNREACHABLE
+
+
+class InUseError(AdytonError):
+    """Another process, or another part of this one, has that store or file open."""
+
+    status = StatusCode.FAILED_PRECONDITION
+    exit_code = ExitCode.FAILED
+
+
 class UnreachableError(AdytonError):
     """Nobody answers at that address, or the connection was lost."""
 

@@ -24,7 +24,7 @@ SETTINGS, LOCK = "enclave.toml", "requirements.lock"
 #: The distribution's packages in a virtual machine's image; a project may have none.
 IMAGE_LOCK = "image.lock"
 #: What of the package runs inside. The rest of it is the host's.
-RUNTIME_ROOMS = ("__init__.py", "aio.py", "errors.py", "proto", "bundle", "tee", "policy", "atls", "enclave")
+RUNTIME_ROOMS = ("__init__.py", "aio.py", "errors.py", "proto", "bundle", "tee", "policy", "sealing", "atls", "enclave")
 
 
 def runtime_lock() -> bytes:

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from adyton.errors import LaunchError
 from adyton.tee.simulated.certificates import make_leaf
 from adyton.tee.simulated.format import (
     MEASUREMENT_BYTES,
@@ -26,7 +27,9 @@ from adyton.tee.simulated.format import (
     encode_simulated,
     signature_input,
 )
+from adyton.tee.simulated.release import Release
 from adyton.tee.simulated.root_file import SimulatedRoot, default_directory, load_or_make_root
+from adyton.tee.simulated.sealing_platform import Registers, SealingHardware
 from adyton.tee.simulated.signature import sign_low_s
 
 RENEW_BEFORE_END: Final = timedelta(hours=1)
@@ -42,9 +45,10 @@ def utc_now() -> datetime:
 class SimulatedPlatform:
     """One machine's simulation platform: its root, and the hardware of each enclave that it starts."""
 
-    def __init__(self, root: SimulatedRoot, *, clock: Clock = utc_now) -> None:
+    def __init__(self, root: SimulatedRoot, *, clock: Clock = utc_now, registers: Path | None = None) -> None:
         self._root = root
         self._clock = clock
+        self._registers = Registers(registers)
 
     @classmethod
     def open(cls, directory: Path | None = None, *, clock: Clock = utc_now) -> Self:
@@ -52,7 +56,8 @@ class SimulatedPlatform:
 
         A root that can't be kept, that others can read, or that does not parse: `LaunchError`, with how to mend it.
         """
-        return cls(load_or_make_root(directory or default_directory(), clock()), clock=clock)
+        directory = directory or default_directory()
+        return cls(load_or_make_root(directory, clock()), clock=clock, registers=directory / "registers")
 
     @property
     def root(self) -> x509.Certificate:
@@ -62,6 +67,20 @@ class SimulatedPlatform:
     def enclave(self, measurement: bytes) -> SimulatedHardware:
         """The hardware under one enclave of that measurement (48 bytes, else `ValueError`)."""
         return SimulatedHardware(self._root, measurement, clock=self._clock)
+
+    def sealing(self, measurement: bytes, *, release: Release | None = None, tcb: int = 1) -> SealingHardware:
+        """What gives that enclave its sealing keys. A release of another measurement: `LaunchError`.
+
+        `tcb` is the security version that the simulation plays; more each time that it was updated.
+        """
+        if release is not None and release.measurement != measurement:
+            raise LaunchError(
+                f"the signed release is of the measurement {release.measurement.hex()}; this is {measurement.hex()}",
+                mend="sign this bundle: adyton sign",
+            )
+        return SealingHardware(
+            self._root.key, measurement=measurement, release=release, tcb=tcb, registers=self._registers
+        )
 
 
 class SimulatedHardware:
