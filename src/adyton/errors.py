@@ -224,6 +224,13 @@ class KeyUnavailableError(AdytonError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class StorageError(AdytonError):
+    """The disk is full, read-only or broken, or what was on it is closed. What was acknowledged before is still there."""
+
+    status = StatusCode.RESOURCE_EXHAUSTED
+    exit_code = ExitCode.FAILED
+
+
 class InUseError(AdytonError):
     """Another process, or another part of this one, has that store or file open."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from simulated_machine import SimulatedMachine
 
 from adyton.errors import ConfigurationError, KeyUnavailableError, LaunchError, UnsupportedError
 from adyton.tee.sealing import SealPolicy
@@ -27,37 +28,6 @@ from adyton.testing.sealers import KeySourceConformance
 MEASUREMENT = hashlib.sha384(b"a").digest()
 
 
-class World:
-    """A platform of its own in a folder, and signers by name."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._platform = SimulatedPlatform.open(directory)
-        self._signers: dict[str, ec.EllipticCurvePrivateKey] = {}
-        self._open: list[socket.socket] = []
-        self._elsewhere: list[World] = []
-
-    def source(self, *, code: str = "a", signer: str = "s", version: int = 1, tcb: int = 1) -> SimulatedSealing:
-        measurement = hashlib.sha384(code.encode()).digest()
-        key = self._signers.setdefault(signer, ec.generate_private_key(ec.SECP256R1()))
-        signed = json.dumps(make_release(key, product="p", version=version, measurement=measurement)).encode()
-        hardware = self._platform.sealing(measurement, release=verify_release(signed), tcb=tcb)
-        inside, outside = socket.socketpair()
-        self._open += [inside, outside]
-        threading.Thread(target=serve_sealing, args=(hardware, outside), daemon=True).start()
-        return SimulatedSealing(inside)
-
-    def elsewhere(self) -> World:
-        self._elsewhere.append(World(self._directory / "elsewhere"))
-        return self._elsewhere[-1]
-
-    def close(self) -> None:
-        for each in self._open:
-            each.close()
-        for world in self._elsewhere:
-            world.close()
-
-
 class TestSimulation(KeySourceConformance):
     """All of the kit."""
 
@@ -65,10 +35,9 @@ class TestSimulation(KeySourceConformance):
     has_registers = True
 
     @pytest.fixture
-    def world(self, tmp_path: Path) -> Iterator[World]:
-        world = World(tmp_path)
-        yield world
-        world.close()
+    def world(self, tmp_path: Path) -> Iterator[SimulatedMachine]:
+        with SimulatedMachine(tmp_path) as machine:
+            yield machine
 
 
 def test_unsigned_code_has_keys_of_its_measurement_only(tmp_path: Path) -> None:
