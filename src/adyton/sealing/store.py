@@ -199,10 +199,10 @@ class SealedStore:
         register.write(self._digest)
 
     def _read(self, hashed: bytes) -> tuple[str, bytes]:
-        record = self._database.record(hashed)
-        if record is None or tag_of(record) != self._tags[hashed]:
-            raise self._broken(SealedDataError("the store's file was changed while it was open"))
         try:
+            record = self._database.record(hashed)
+            if record is None or tag_of(record) != self._tags[hashed]:
+                raise SealedDataError("the store's file was changed while it was open")
             return self._records.decrypt(hashed, record)
         except SealedDataError as problem:
             raise self._broken(problem) from None
@@ -247,6 +247,9 @@ class SealedStore:
 
     def _recover(self, problem: BaseException) -> None:
         """After a failed write: go on if the file is as it was, else serve nothing more. Opening it again decides."""
+        if isinstance(problem, SealedDataError):
+            self._broken(problem)
+            return
         with contextlib.suppress(AdytonError, AttributeError):
             found = self._database.meta()
             if found is not None and root_digest(*found) == self._digest:
