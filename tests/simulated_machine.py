@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.tee.simulated.platform import SimulatedPlatform
-from adyton.tee.simulated.release import make_release, verify_release
+from adyton.tee.simulated.signed_code import sign_code, verify_signed_code
 from adyton.tee.simulated.sealing import SimulatedSealing
 from adyton.tee.simulated.sealing_platform import serve_sealing
 
@@ -30,8 +30,8 @@ class SimulatedMachine(contextlib.ExitStack):
         """As SealingWorld says."""
         measurement = hashlib.sha384(code.encode()).digest()
         key = self._signers.setdefault(signer, ec.generate_private_key(ec.SECP256R1()))
-        signed = json.dumps(make_release(key, product="p", version=version, measurement=measurement)).encode()
-        hardware = self._platform.sealing(measurement, release=verify_release(signed), tcb=tcb)
+        signed = json.dumps(sign_code(key, product="p", version=version, measurement=measurement)).encode()
+        hardware = self._platform.sealing(measurement, signed=verify_signed_code(signed), tcb=tcb)
         inside, outside = map(self.enter_context, socket.socketpair())
         threading.Thread(target=serve_sealing, args=(hardware, outside), daemon=True).start()
         return SimulatedSealing(inside)

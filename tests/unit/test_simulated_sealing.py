@@ -18,7 +18,7 @@ from simulated_machine import SimulatedMachine
 from adyton.errors import ConfigurationError, KeyUnavailableError, LaunchError, UnsupportedError
 from adyton.tee.sealing import SealPolicy
 from adyton.tee.simulated.platform import SimulatedPlatform
-from adyton.tee.simulated.release import make_release, verify_release
+from adyton.tee.simulated.signed_code import sign_code, verify_signed_code
 from adyton.tee.simulated.root_file import load_or_make_root
 from adyton.tee.simulated.sealing import SimulatedSealing
 from adyton.tee.simulated.sealing_format import HEAD, Answer
@@ -51,11 +51,11 @@ def test_unsigned_code_has_keys_of_its_measurement_only(tmp_path: Path) -> None:
             source.new_key(SealPolicy.SIGNER)
 
 
-def test_a_release_of_other_code_is_not_taken(tmp_path: Path) -> None:
+def test_a_signature_of_other_code_is_not_taken(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    release = make_release(key, product="p", version=1, measurement=hashlib.sha384(b"b").digest())
-    with pytest.raises(LaunchError, match="the signed release is of the measurement"):
-        SimulatedPlatform.open(tmp_path).sealing(MEASUREMENT, release=verify_release(json.dumps(release).encode()))
+    signed = sign_code(key, product="p", version=1, measurement=hashlib.sha384(b"b").digest())
+    with pytest.raises(LaunchError, match="the signature is of the measurement"):
+        SimulatedPlatform.open(tmp_path).sealing(MEASUREMENT, signed=verify_signed_code(json.dumps(signed).encode()))
 
 
 @pytest.mark.parametrize(
@@ -79,23 +79,23 @@ def test_a_release_of_other_code_is_not_taken(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_changed_release_is_refused(change: dict[str, object]) -> None:
+def test_a_changed_signature_is_refused(change: dict[str, object]) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    release = make_release(key, product="p", version=1, measurement=MEASUREMENT)
-    assert verify_release(json.dumps(release).encode()).version == 1
+    signed = sign_code(key, product="p", version=1, measurement=MEASUREMENT)
+    assert verify_signed_code(json.dumps(signed).encode()).version == 1
     with pytest.raises(ConfigurationError):
-        verify_release(json.dumps(release | change).encode())
+        verify_signed_code(json.dumps(signed | change).encode())
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'"x"', b"{" * 10_000, b" " * 20_000])
-def test_what_is_no_release_is_refused(data: bytes) -> None:
+def test_what_is_no_signature_is_refused(data: bytes) -> None:
     with pytest.raises(ConfigurationError):
-        verify_release(data)
+        verify_signed_code(data)
 
 
 def test_only_keys_of_p256_sign() -> None:
     with pytest.raises(ValueError, match="P-256"):
-        make_release(ec.generate_private_key(ec.SECP384R1()), product="p", version=1, measurement=MEASUREMENT)
+        sign_code(ec.generate_private_key(ec.SECP384R1()), product="p", version=1, measurement=MEASUREMENT)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from adyton.tee.simulated.format import (
     encode_simulated,
     signature_input,
 )
-from adyton.tee.simulated.release import Release
+from adyton.tee.simulated.signed_code import SignedCode
 from adyton.tee.simulated.root_file import SimulatedRoot, default_directory, load_or_make_root
 from adyton.tee.simulated.sealing_platform import Registers, SealingHardware
 from adyton.tee.simulated.signature import sign_low_s
@@ -68,18 +68,18 @@ class SimulatedPlatform:
         """The hardware under one enclave of that measurement (48 bytes, else `ValueError`)."""
         return SimulatedHardware(self._root, measurement, clock=self._clock)
 
-    def sealing(self, measurement: bytes, *, release: Release | None = None, tcb: int = 1) -> SealingHardware:
-        """What gives that enclave its sealing keys. A release of another measurement: `LaunchError`.
+    def sealing(self, measurement: bytes, *, signed: SignedCode | None = None, tcb: int = 1) -> SealingHardware:
+        """What gives that enclave its sealing keys. A signature of another measurement: `LaunchError`.
 
         `tcb` is the security version that the simulation plays; more each time that it was updated.
         """
-        if release is not None and release.measurement != measurement:
+        if signed is not None and signed.measurement != measurement:
             raise LaunchError(
-                f"the signed release is of the measurement {release.measurement.hex()}; this is {measurement.hex()}",
+                f"the signed code is of the measurement {signed.measurement.hex()}; this is {measurement.hex()}",
                 mend="sign this bundle: adyton sign",
             )
         return SealingHardware(
-            self._root.key, measurement=measurement, release=release, tcb=tcb, registers=self._registers
+            self._root.key, measurement=measurement, signed=signed, tcb=tcb, registers=self._registers
         )
 
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from adyton.tee.sealing import KEY_BYTES, REGISTER_BYTES, SealPolicy
-from adyton.tee.simulated.release import Release
+from adyton.tee.simulated.signed_code import SignedCode
 from adyton.tee.simulated.sealing_format import (
     HEAD,
     KEY,
@@ -72,14 +72,14 @@ class Registers:
 
 
 class SealingHardware:
-    """What gives one enclave its keys: of that measurement, and of that release if it has one."""
+    """What gives one enclave its keys: of that measurement, and signed if `signed` says so."""
 
     def __init__(
         self,
         root: ec.EllipticCurvePrivateKey,
         *,
         measurement: bytes,
-        release: Release | None,
+        signed: SignedCode | None,
         tcb: int,
         registers: Registers,
     ) -> None:
@@ -91,9 +91,9 @@ class SealingHardware:
         self._identity = SealingIdentity(
             measurement=measurement,
             tcb=tcb,
-            version=release.version if release else 0,
-            signer=release.signer if release else b"",
-            product=release.product.encode() if release else b"",
+            version=signed.version if signed else 0,
+            signer=signed.signer if signed else b"",
+            product=signed.product.encode() if signed else b"",
         )
 
     def answer(self, operation: int, payload: bytes) -> tuple[Answer, bytes]:

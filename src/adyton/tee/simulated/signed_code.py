@@ -1,4 +1,4 @@
-"""A signed release, as an SGX SIGSTRUCT is one: this code is that product's version N, says the holder of a key.
+"""Signed code, as an SGX SIGSTRUCT says it: this measurement is that product's version N, says the holder of a key.
 
 JSON of at most 16 KiB:
 
@@ -24,13 +24,13 @@ from adyton.errors import ConfigurationError
 from adyton.tee.sealing import MAX_SUBJECT_BYTES, MAX_VERSION
 from adyton.tee.simulated.format import MEASUREMENT_BYTES
 
-MAX_RELEASE_BYTES: Final = 16 * 1024
-_DOMAIN: Final = b"adyton simulated release v1\0"
+MAX_SIGNED_CODE_BYTES: Final = 16 * 1024
+_DOMAIN: Final = b"adyton signed code v1\0"
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
+class SignedCode:
     """What a signature was verified for. `signer` is the SHA-256 of the key's SPKI DER."""
 
     signer: bytes
@@ -39,58 +39,58 @@ class Release:
     measurement: bytes
 
 
-def make_release(key: ec.EllipticCurvePrivateKey, *, product: str, version: int, measurement: bytes) -> dict[str, Any]:
-    """The release's JSON object. `ValueError` for a key that is not of P-256, or what is out of bounds."""
+def sign_code(key: ec.EllipticCurvePrivateKey, *, product: str, version: int, measurement: bytes) -> dict[str, Any]:
+    """The JSON object. `ValueError` for a key that is not of P-256, or what is out of bounds."""
     if key.curve.name != "secp256r1":
-        raise ValueError("a release is signed with a key of P-256")
+        raise ValueError("code is signed with a key of P-256")
     signer = _spki(key.public_key())
-    release = Release(signer=hashlib.sha256(signer).digest(), product=product, version=version, measurement=measurement)
+    code = SignedCode(signer=hashlib.sha256(signer).digest(), product=product, version=version, measurement=measurement)
     return {
         "product": product,
         "version": version,
         "signer": signer.hex(),
         "measurement": measurement.hex(),
-        "signature": key.sign(signature_input(release), _ALGORITHM).hex(),
+        "signature": key.sign(signature_input(code), _ALGORITHM).hex(),
     }
 
 
-def signature_input(release: Release) -> bytes:
+def signature_input(code: SignedCode) -> bytes:
     """What is signed: domain, version, and the product's length before it, then the measurement."""
-    product = release.product.encode()
-    if not 0 < len(product) <= MAX_SUBJECT_BYTES or not 0 < release.version <= MAX_VERSION:
+    product = code.product.encode()
+    if not 0 < len(product) <= MAX_SUBJECT_BYTES or not 0 < code.version <= MAX_VERSION:
         raise ValueError(f"a product has 1 to {MAX_SUBJECT_BYTES} bytes, a version is 1 to {MAX_VERSION}")
-    if len(release.measurement) != MEASUREMENT_BYTES:
+    if len(code.measurement) != MEASUREMENT_BYTES:
         raise ValueError(f"a measurement has {MEASUREMENT_BYTES} bytes")
-    return _DOMAIN + struct.pack(">IB", release.version, len(product)) + product + release.measurement
+    return _DOMAIN + struct.pack(">IB", code.version, len(product)) + product + code.measurement
 
 
-def verify_release(data: bytes) -> Release:
-    """The release in the bytes of its file, the signature verified. `ConfigurationError` if it is none."""
-    if len(data) > MAX_RELEASE_BYTES:
-        raise ConfigurationError(f"a signed release has {MAX_RELEASE_BYTES} bytes at most")
+def verify_signed_code(data: bytes) -> SignedCode:
+    """What stands in the bytes of the file, the signature verified. `ConfigurationError` if it is none."""
+    if len(data) > MAX_SIGNED_CODE_BYTES:
+        raise ConfigurationError(f"a signature has {MAX_SIGNED_CODE_BYTES} bytes at most")
     try:
         return _verify(json.loads(data))
     except InvalidSignature:
-        raise ConfigurationError("the signed release's signature is not its signer's", mend="sign it again") from None
+        raise ConfigurationError("the signature of the code is not its signer's", mend="sign it again") from None
     except (KeyError, TypeError, ValueError, RecursionError, UnsupportedAlgorithm) as problem:
-        raise ConfigurationError("this is no signed release", mend="make one: adyton sign") from problem
+        raise ConfigurationError("this is no signature of code", mend="make one: adyton sign") from problem
 
 
-def _verify(fields: dict[str, Any]) -> Release:
+def _verify(fields: dict[str, Any]) -> SignedCode:
     signer = bytes.fromhex(fields["signer"])
     key = serialization.load_der_public_key(signer)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise TypeError("not a key of P-256")
     if type(fields["version"]) is not int or not isinstance(fields["product"], str) or _spki(key) != signer:
         raise TypeError("a field of another type")
-    release = Release(
+    code = SignedCode(
         signer=hashlib.sha256(signer).digest(),
         product=fields["product"],
         version=fields["version"],
         measurement=bytes.fromhex(fields["measurement"]),
     )
-    key.verify(bytes.fromhex(fields["signature"]), signature_input(release), _ALGORITHM)
-    return release
+    key.verify(bytes.fromhex(fields["signature"]), signature_input(code), _ALGORITHM)
+    return code
 
 
 def _spki(key: ec.EllipticCurvePublicKey) -> bytes:
