@@ -57,10 +57,11 @@ class SgxQuote:
 def parse_sgx(data: bytes) -> SgxQuote:
     """Parse any bytes; what is not an SGX quote of version 3, and zeros after it, is an `EvidenceError`."""
     quote = parse_quote(data, "the SGX quote", tee_type=TEE_SGX, bodies=_BODIES)
-    return SgxQuote(quote=quote, report=_report(quote.body))
+    return SgxQuote(quote=quote, report=parse_report(quote.body))
 
 
-def _report(body: bytes) -> SgxReport:
+def parse_report(body: bytes) -> SgxReport:
+    """The body of a report, 384 bytes (SDM, volume 3D, REPORT), as a quote has it and EREPORT makes it."""
     reader = Reader(body, "the SGX report", order="little")
     cpu_svn, misc_select = reader.take(16, "CPUSVN"), reader.number(4, "MISCSELECT")
     reader.take(12, "reserved bytes")
