@@ -71,14 +71,11 @@ class Tpm:
 
         The TPM derives it from a seed of its own, so it is the same each time.
         """
-        parameters = _sized(_sized(b"") + _sized(b"")) + _sized(AK_TEMPLATE) + _sized(b"") + bytes(4)
+        parameters = sized(sized(b"") + sized(b"")) + sized(AK_TEMPLATE) + sized(b"") + bytes(4)
         response = self._execute(_Command.CREATE_PRIMARY, ENDORSEMENT, parameters=parameters)
         handle = response.number(4, "handle")
-        try:
-            yield handle, _parameters(response).prefixed(2, "public area", at_most=RESPONSE_BYTES)
-        finally:
-            with contextlib.suppress(EvidenceError, OSError):  # closing the device does it too
-                self._execute(_Command.FLUSH_CONTEXT, parameters=struct.pack(">I", handle))
+        with flushed(self._transport, handle):
+            yield handle, parameters_of(response).prefixed(2, "public area", at_most=RESPONSE_BYTES)
 
     def read_public(self, handle: int) -> bytes:
         """The TPMT_PUBLIC of a loaded or persistent key."""
@@ -86,8 +83,8 @@ class Tpm:
 
     def quote(self, handle: int, qualifying_data: bytes, pcrs: Collection[int]) -> tuple[bytes, bytes]:
         """A TPMS_ATTEST over those PCRs of the SHA-256 bank, and the TPMT_SIGNATURE by the key's own scheme."""
-        parameters = _sized(qualifying_data) + struct.pack(">H", _NULL) + _encode_selection(pcrs)
-        response = _parameters(self._execute(_Command.QUOTE, handle, parameters=parameters))
+        parameters = sized(qualifying_data) + struct.pack(">H", _NULL) + encode_selection(pcrs)
+        response = parameters_of(self._execute(_Command.QUOTE, handle, parameters=parameters))
         return response.prefixed(2, "attestation", at_most=RESPONSE_BYTES), response.rest()
 
     def read_pcrs(self, pcrs: Collection[int]) -> dict[int, bytes]:
@@ -95,7 +92,7 @@ class Tpm:
         values: dict[int, bytes] = {}
         missing = set(pcrs)
         while missing:
-            response = self._execute(_Command.PCR_READ, parameters=_encode_selection(missing))
+            response = self._execute(_Command.PCR_READ, parameters=encode_selection(missing))
             response.number(4, "update counter")
             read = _read_selection(response)
             if not read or not missing.issuperset(read) or response.number(4, "number of digests") != len(read):
@@ -106,7 +103,7 @@ class Tpm:
 
     def nv_size(self, index: int) -> int | None:
         """How many bytes an NV index has, or None if it is not defined."""
-        response_code, response = self._attempt(_Command.NV_READ_PUBLIC, index)
+        response_code, response = self._transport.attempt(_Command.NV_READ_PUBLIC, (index,), b"", password=False)
         if is_error(response_code, RC_HANDLE):
             return None
         check_response_code(_Command.NV_READ_PUBLIC.name, response_code)
@@ -118,7 +115,7 @@ class Tpm:
     def nv_define(self, index: int, size: int) -> None:
         """Make an ordinary NV index that its owner reads and writes."""
         public = struct.pack(">IHIHH", index, SHA256, _OWNER_READ_WRITE, 0, size)
-        self._execute(_Command.NV_DEFINE_SPACE, OWNER, parameters=_sized(b"") + _sized(public))
+        self._execute(_Command.NV_DEFINE_SPACE, OWNER, parameters=sized(b"") + sized(public))
 
     def nv_read(self, index: int, size: int) -> bytes:
         """The first `size` bytes of an NV index, by its owner's authority."""
@@ -128,7 +125,7 @@ class Tpm:
         while len(content) < size:
             count = min(NV_CHUNK_BYTES, size - len(content))
             response = self._execute(_Command.NV_READ, OWNER, index, parameters=struct.pack(">HH", count, len(content)))
-            part = _parameters(response).prefixed(2, "NV data", at_most=count)
+            part = parameters_of(response).prefixed(2, "NV data", at_most=count)
             if not part:
                 raise EvidenceError(f"the NV index 0x{index:08x} ends after {len(content)} of {size} bytes")
             content += part
@@ -136,28 +133,33 @@ class Tpm:
 
     def nv_write(self, index: int, content: bytes) -> None:
         """Write an NV index from its beginning, by its owner's authority."""
-        self._execute(_Command.NV_WRITE, OWNER, index, parameters=_sized(content) + bytes(2))
+        self._execute(_Command.NV_WRITE, OWNER, index, parameters=sized(content) + bytes(2))
 
     def _execute(self, command: _Command, *handles: int, parameters: bytes = b"") -> Reader:
-        response_code, response = self._attempt(command, *handles, parameters=parameters)
-        check_response_code(command.name, response_code)
-        return response
-
-    def _attempt(self, command: _Command, *handles: int, parameters: bytes = b"") -> tuple[int, Reader]:
-        return self._transport.attempt(command, handles, parameters, password=command in _WANT_PASSWORD)
+        return self._transport.execute(command, *handles, parameters=parameters, password=command in _WANT_PASSWORD)
 
 
-def _parameters(response: Reader) -> Reader:
+@contextmanager
+def flushed(transport: TpmTransport, handle: int) -> Iterator[None]:
+    """At the end the TPM has the room back that a key or a session took."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(EvidenceError, OSError):  # closing the device does it too
+            transport.execute(_Command.FLUSH_CONTEXT, parameters=struct.pack(">I", handle))
+
+
+def parameters_of(response: Reader) -> Reader:
     """The parameters of a response that has sessions behind them."""
     return Reader(response.prefixed(4, "parameters", at_most=RESPONSE_BYTES), "the TPM's response", order="big")
 
 
-def _sized(content: bytes) -> bytes:
+def sized(content: bytes) -> bytes:
     """A TPM2B."""
     return struct.pack(">H", len(content)) + content
 
 
-def _encode_selection(pcrs: Collection[int]) -> bytes:
+def encode_selection(pcrs: Collection[int]) -> bytes:
     """A TPML_PCR_SELECTION of the SHA-256 bank."""
     bits = sum(1 << index for index in pcrs)
     return struct.pack(">IHB", 1, SHA256, len(PCRS) // 8) + bits.to_bytes(len(PCRS) // 8, "little")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import struct
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -17,39 +18,57 @@ DEVICE: Final = "/dev/tpmrm0"
 RESPONSE_BYTES: Final = 4096
 BUSY_SECONDS: Final = 10.0
 """How long a TPM that asks for it is asked again."""
+RC_VALUE: Final = 0x084
 RC_HANDLE: Final = 0x08B
+RC_AUTH_FAIL: Final = 0x08E
+RC_POLICY_FAIL: Final = 0x09D
+RC_BAD_AUTH: Final = 0x0A2
+RC_PCR_CHANGED: Final = 0x128
+RC_COMMAND_CODE: Final = 0x143
+RC_NV_DEFINED: Final = 0x14C
 
 _PAUSE_SECONDS: Final = 0.02
 _HEAD: Final = struct.Struct(">HII")
 _NO_SESSIONS: Final = 0x8001
 _SESSIONS: Final = 0x8002
-_EMPTY_PASSWORD: Final = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
+_EMPTY_PASSWORD: Final = struct.pack(">IHBH", 0x40000009, 0, 0, 0)
 
 _AGAIN: Final = frozenset({0x908, 0x90A, 0x922})  # YIELDED, TESTING, RETRY
-_NO_PASSWORD: Final = frozenset({0x08E, 0x0A2})
+_NO_PASSWORD: Final = frozenset({RC_AUTH_FAIL, RC_BAD_AUTH})
 _NAMES: Final[Mapping[int, str]] = MappingProxyType(
     {
         0x082: "ATTRIBUTES",
         0x083: "HASH",
-        0x084: "VALUE",
+        RC_VALUE: "VALUE",
         0x085: "HIERARCHY",
+        0x08A: "TYPE",
         RC_HANDLE: "HANDLE",
-        0x08E: "AUTH_FAIL",
+        RC_AUTH_FAIL: "AUTH_FAIL",
         0x092: "SCHEME",
         0x095: "SIZE",
+        0x09A: "INSUFFICIENT",
+        0x09B: "SIGNATURE",
         0x09C: "KEY",
-        0x0A2: "BAD_AUTH",
+        RC_POLICY_FAIL: "POLICY_FAIL",
+        0x09F: "INTEGRITY",
+        0x0A0: "TICKET",
+        RC_BAD_AUTH: "BAD_AUTH",
         0x0A6: "CURVE",
         0x100: "INITIALIZE",
         0x101: "FAILURE",
-        0x143: "COMMAND_CODE",
+        0x120: "DISABLED",
+        RC_PCR_CHANGED: "PCR_CHANGED",
+        RC_COMMAND_CODE: "COMMAND_CODE",
         0x146: "NV_RANGE",
         0x148: "NV_LOCKED",
         0x149: "NV_AUTHORIZATION",
         0x14A: "NV_UNINITIALIZED",
         0x14B: "NV_SPACE",
-        0x14C: "NV_DEFINED",
+        RC_NV_DEFINED: "NV_DEFINED",
         0x902: "OBJECT_MEMORY",
+        0x903: "SESSION_MEMORY",
+        0x904: "MEMORY",
+        0x905: "SESSION_HANDLES",
         0x908: "YIELDED",
         0x90A: "TESTING",
         0x910: "REFERENCE_H0",
@@ -74,13 +93,26 @@ class TpmTransport:
         self._kernel = kernel
         self._descriptor = descriptor
 
+    def execute(self, command: enum.IntEnum, *handles: int, parameters: bytes = b"", password: bool = False) -> Reader:
+        """A reader of what is behind the response code, as `attempt`; what the TPM refuses is an `EvidenceError`."""
+        response_code, response = self.attempt(command, handles, parameters, password=password)
+        check_response_code(command.name, response_code)
+        return response
+
     def attempt(self, code: int, handles: tuple[int, ...], parameters: bytes, *, password: bool) -> tuple[int, Reader]:
         """The response code, and a reader of what is behind it. `password`: the first handle wants one; it is empty.
 
         A TPM that is busy is asked again for a while. A response that is none is an `EvidenceError`.
         """
-        body = struct.pack(f">{len(handles)}I", *handles) + (_EMPTY_PASSWORD if password else b"") + parameters
-        tag = _SESSIONS if password else _NO_SESSIONS
+        return self.attempt_authorized(code, handles, _EMPTY_PASSWORD if password else b"", parameters)
+
+    def attempt_authorized(
+        self, code: int, handles: tuple[int, ...], authorization: bytes, parameters: bytes
+    ) -> tuple[int, Reader]:
+        """As `attempt`, with a TPMS_AUTH_COMMAND for the first handle, or none of it."""
+        area = struct.pack(">I", len(authorization)) + authorization if authorization else b""
+        body = struct.pack(f">{len(handles)}I", *handles) + area + parameters
+        tag = _SESSIONS if authorization else _NO_SESSIONS
         command = _HEAD.pack(tag, _HEAD.size + len(body), code) + body
         deadline = self._kernel.monotonic() + BUSY_SECONDS
         while True:
@@ -124,7 +156,7 @@ def check_response_code(command: str, response_code: int) -> None:
     """`EvidenceError`, with the error's name, unless the TPM did what it was told."""
     if response_code:
         error = _base(response_code)
-        mend = "a handle of the TPM has a password; evidence needs one without" if error in _NO_PASSWORD else ""
+        mend = "a handle of the TPM has a password; give it an empty one" if error in _NO_PASSWORD else ""
         raise EvidenceError(
             f"the TPM refused {command}: {_NAMES.get(error, 'TPM_RC')} (0x{response_code:03x})", mend=mend
         )
