@@ -36,10 +36,20 @@ class NitroDevice(HardwareDevice):
         with self._opened():
             pass
 
+    def collect_document(self, public_key: bytes) -> bytes:
+        """A document that says this enclave has that key (up to 1024 bytes, DER), for whoever encrypts to it.
+
+        Raises as `collect_evidence`. It has no user_data, so nobody takes it for evidence over a report_data. Safe in
+        threads: the driver asks the NSM one question at a time.
+        """
+        return self._attest(user_data=None, public_key=public_key)
+
     def _collect(self, report_data: bytes) -> Evidence:
-        request = {"Attestation": {"user_data": report_data, "nonce": None, "public_key": None}}
-        response = decode_cbor(self._transmit(cbor2.dumps(request)), "the NSM's response")
-        return Evidence(tee=self.tee, data=_document(response))
+        return Evidence(tee=self.tee, data=self._attest(user_data=report_data, public_key=None))
+
+    def _attest(self, *, user_data: bytes | None, public_key: bytes | None) -> bytes:
+        request = {"Attestation": {"user_data": user_data, "nonce": None, "public_key": public_key}}
+        return _document(decode_cbor(self._transmit(cbor2.dumps(request)), "the NSM's response"))
 
     def _transmit(self, request: bytes) -> bytes:
         """One request to the NSM, and its response, both in CBOR."""
