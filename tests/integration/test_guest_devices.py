@@ -25,7 +25,6 @@ from machines import LOAD_SECONDS, boots, quoted
 import adyton.testing
 from adyton.atls.binding import host_report_data
 from adyton.bundle.archive import encode_archive, parse_archive
-from adyton.bundle.settings import VmSettings
 from adyton.errors import ApplicationError
 from adyton.host.bundles import Bundle
 from adyton.host.image.apt import KERNEL_PREFIX, fetch
@@ -64,7 +63,7 @@ Load = Callable[[Bundle, str], EnclaveClient]
 class WithoutTpm(QemuLauncher):
     """What the machines of SEV-SNP, TDX, CCA and Nitro have in common."""
 
-    def _start_tpm(self, _settings: VmSettings, _directory: Path, _digests: dict[str, bytes], _uid: int | None) -> None:
+    def _start_tpm(self, *_: object) -> None:
         return None
 
 

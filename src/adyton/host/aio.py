@@ -104,6 +104,7 @@ class EnclaveManager:
         config: EnclaveConfig | None = None,
         *,
         on: str = "process",
+        state: Path | None = None,
         timeout_seconds: float = manager.LOAD_SECONDS,
     ) -> EnclaveClient:
         """As adyton.EnclaveManager.load. A task that is cancelled meanwhile leaves no enclave behind."""
@@ -112,7 +113,9 @@ class EnclaveManager:
             return EnclaveClient(
                 await asyncio.to_thread(
                     loading.run,
-                    lambda: self._manager.load(name, target, config, on=on, timeout_seconds=timeout_seconds),
+                    lambda: self._manager.load(
+                        name, target, config, on=on, state=state, timeout_seconds=timeout_seconds
+                    ),
                 )
             )
         except asyncio.CancelledError:

@@ -234,12 +234,15 @@ class EnclaveManager:
         config: EnclaveConfig | None = None,
         *,
         on: str = "process",
+        state: Path | None = None,
         timeout_seconds: float = LOAD_SECONDS,
     ) -> EnclaveClient:
         """Start an enclave from a bundle (or its file, or a project's folder) and initialize its application.
 
-        Raises AlreadyExistsError for a name in use, ConfigurationError, BundleError, LaunchError or UnsupportedError
-        where nothing was started, ApplicationError where the application's initialize failed; then it is down again.
+        `state` is a folder of this user's, made if it is not there, for one enclave at a time: what the enclave keeps
+        there outlives it. Raises AlreadyExistsError for a name in use, InUseError for a `state` in use,
+        ConfigurationError, BundleError, LaunchError or UnsupportedError where nothing was started, ApplicationError
+        where the application's initialize failed; then it is down again.
         """
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"{name[:140]!r} is no name for an enclave: letters, digits, '.', '_', '-'")
@@ -250,7 +253,7 @@ class EnclaveManager:
             bundle = target if isinstance(target, Bundle) else Bundle.of(Path(target))
             launcher(on).prepare(bundle)
             until = time.monotonic() + min(timeout_seconds, LONGEST_SECONDS)
-            client = self._start(name, bundle, configuration, on, until)
+            client = self._start(_request(name, bundle, configuration, state), configuration, on, until)
         finally:
             unwanted = self._settle(name, client)
         if unwanted:
@@ -332,13 +335,12 @@ class EnclaveManager:
             while self._enclaves.get(client.name) is client:
                 self._changed.wait()  # for a destroy, which has a deadline
 
-    def _start(self, name: str, bundle: Bundle, config: EnclaveConfig, on: str, until: float) -> EnclaveClient:
+    def _start(self, request: LaunchRequest, config: EnclaveConfig, on: str, until: float) -> EnclaveClient:
         grace_seconds = max(0, config.Extensions[extensions.shutdown_grace_ms]) / 1000
-        launched = launcher(on).launch(_request(name, bundle, config))
+        destroy_seconds = DESTROY_SECONDS + 2 * grace_seconds
+        launched = launcher(on).launch(request)
         try:
-            client = EnclaveClient(
-                name, launched, on_gone=self._forget, destroy_seconds=DESTROY_SECONDS + 2 * grace_seconds
-            )
+            client = EnclaveClient(request.name, launched, on_gone=self._forget, destroy_seconds=destroy_seconds)
         except BaseException:
             launched.close()
             raise
@@ -360,7 +362,7 @@ class EnclaveManager:
             self._changed.notify_all()
 
 
-def _request(name: str, bundle: Bundle, config: EnclaveConfig) -> LaunchRequest:
+def _request(name: str, bundle: Bundle, config: EnclaveConfig, state: Path | None) -> LaunchRequest:
     directory = config.logging_config.log_directory
     if "\0" in directory:
         raise ConfigurationError("log_directory has a NUL in it")
@@ -376,6 +378,7 @@ def _request(name: str, bundle: Bundle, config: EnclaveConfig) -> LaunchRequest:
         stdout_fd=_descriptor(config, "stdout_fd"),
         stderr_fd=_descriptor(config, "stderr_fd"),
         log_directory=Path(directory) if directory else None,
+        state=state,
     )
 
 

@@ -10,6 +10,7 @@ import ast
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,9 +50,12 @@ class LauncherConformance:
         """Load an enclave of the technology under test."""
 
         def load(
-            configuration: EnclaveConfig | None = None, name: str = "probe", target: Bundle = bundle
+            configuration: EnclaveConfig | None = None,
+            name: str = "probe",
+            target: Bundle = bundle,
+            state: Path | None = None,
         ) -> EnclaveClient:
-            return manager.load(name, target, configuration, on=technology)
+            return manager.load(name, target, configuration, on=technology, state=state)
 
         return load
 
@@ -94,6 +98,21 @@ class LauncherConformance:
         folder = self.ask(enclave, "data")
         assert self.ask(enclave, f"write {folder}/file") == "7"
         assert self.ask(enclave, f"read {folder}/file") == "7"
+
+    def test_what_is_written_to_the_state_folder_is_there_after_a_restart(self, start: Start, tmp_path: Path) -> None:
+        """Whether the enclave was finalized or died. Without the host's word it has no such folder."""
+        state = tmp_path / "a state folder"
+        first = start(state=state)
+        file = f"{self.ask(first, 'state')}/file"
+        self.ask(first, f"write {file}")
+        first.destroy()
+        second = start(state=state)
+        assert self.ask(second, f"show {file}") == "written"
+        self.ask(second, f"keep kept {file}")
+        with pytest.raises(EnclaveDiedError):
+            self.ask(second, "kill")
+        assert self.ask(start(state=state), f"show {file}") == "kept"
+        assert self.ask(start(name="without"), "state") == "None"
 
     def test_a_changed_bundle_does_not_start(self, start: Start, bundle: Bundle) -> None:
         """One byte of the application, under the digest of the right one."""

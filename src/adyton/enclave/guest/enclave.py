@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Self
 
 from adyton.enclave.guest import hardware
-from adyton.enclave.guest.machine import DATA, ENCLAVE_UID
+from adyton.enclave.guest.machine import DATA, ENCLAVE_UID, STATE
 from adyton.proto.guest import BootDocument
 
 BUNDLE: Final = "/enclave/bundle"
@@ -65,8 +65,10 @@ class Inside:
             "path": [f"{BUNDLE}/runtime", f"{BUNDLE}/app", PACKAGES],
             "bundle": BUNDLE,
             "data": DATA,
+            "state": STATE if Path(STATE).is_mount() else None,
             "control_fd": self.control.fileno(),
             "device_fd": None,
+            "sealing_fd": None,
             "hardware": {
                 "certificates": [each.hex() for each in self.certificates],
                 "broker_fd": self.broker[0].fileno() if self.broker else None,

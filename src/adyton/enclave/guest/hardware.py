@@ -1,7 +1,8 @@
 """The guest's hardware, which makes evidence: given to the enclave's unprivileged process by the first one.
 
-A TPM and a Nitro security module are device files, and are handed over. The kernel's interface to SNP, TDX and CCA is a
-folder that only root may use, so a process of root's own answers for it; it starts when it is asked first.
+A TPM, a Nitro security module and SNP's sealing keys are device files, and are handed over. The kernel's interface to
+the reports of SNP, TDX and CCA is a folder that only root may use, so a process of root's own answers for it; it starts
+when it is asked first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 EVENT_LOG: Final = "/run/event-log"
 REPORTS: Final = "/sys/kernel/config/tsm/report"
-_DEVICES: Final = ("/dev/tpmrm0", "/dev/nsm")
+_DEVICES: Final = ("/dev/tpmrm0", "/dev/nsm", "/dev/sev-guest")
 _FIRMWARE_EVENT_LOG: Final = "/sys/kernel/security/tpm0/binary_bios_measurements"
 _EVIDENCE, _PROBLEM = b"\0", b"\1"
 _log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import fcntl
 import os
 import resource
 import select
+import signal
 import socket
 import struct
 import time
@@ -23,6 +24,8 @@ MODULES: Final = Path("/lib/modules/adyton")
 SETTINGS: Final = Path("/enclave/bundle/enclave.toml")
 #: Where the enclave's process may write. Half of the memory at most.
 DATA: Final = "/enclave/data"
+#: Where the disk is that outlives the machine, if it has one.
+STATE: Final = "/enclave/state"
 #: The user that the enclave's process runs as.
 ENCLAVE_UID: Final = 1000
 
@@ -42,6 +45,8 @@ _OPTIONAL_MOUNTS: Final = (
 )
 _FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273}
 _POWER_OFF: Final = 0x4321FEDC
+_EXT4_IOC_RESIZE_FS: Final = 0x40086610
+_MNT_DETACH: Final = 2
 _DESCRIPTORS: Final = 16384
 
 #: Settings of the kernel's, after its modules are loaded.
@@ -59,8 +64,16 @@ _CLOSED: Final = (
 )
 
 #: Virtio's number of a device, and the module that drives it (Virtual I/O Device specification 1.2, section 5).
-_VIRTIO_MODULES: Final = {1: "virtio_net", 4: "virtio_rng", 19: "vmw_vsock_virtio_transport", 33: "nsm"}
-_VIRTIO_NETWORK: Final = 1
+_VIRTIO_MODULES: Final = {
+    1: "virtio_net",
+    2: "virtio_blk",
+    4: "virtio_rng",
+    19: "vmw_vsock_virtio_transport",
+    33: "nsm",
+}
+_VIRTIO_NETWORK, _VIRTIO_DISK = 1, 2
+_DISK: Final = "vda"
+_SECTOR_BYTES, _BLOCK_BYTES = 512, 4096
 #: A flag in /proc/cpuinfo that only a guest has, and the module that speaks to the processor's firmware.
 _PROCESSOR_MODULES: Final = {"tdx_guest": "tdx_guest"}
 #: SEV-SNP's flag says what the processor can; this device, which the kernel makes, that it runs as such a guest.
@@ -91,8 +104,9 @@ def mount_file_systems() -> None:
             _mount(kind, target, flags, options)
 
 
-def _mount(kind: str, target: str, flags: int, options: str) -> None:
-    if _libc.mount(kind.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()):
+def _mount(kind: str, target: str, flags: int, options: str, *, source: str = "") -> None:
+    what = (source or kind).encode()
+    if _libc.mount(what, target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, f"mount {kind}: {os.strerror(number)}", target)
 
@@ -114,7 +128,7 @@ def load_modules() -> None:
 def _wanted_modules() -> Iterator[str]:
     for device in sorted(Path("/sys/bus/virtio/devices").glob("*/device")):
         number = int(device.read_text(), 16)
-        if number in _VIRTIO_MODULES and (number != _VIRTIO_NETWORK or wants_network()):
+        if number in _VIRTIO_MODULES and _wants(number):
             yield _VIRTIO_MODULES[number]
     if _SEV_GUEST.exists():
         yield "sev_guest"
@@ -122,6 +136,19 @@ def _wanted_modules() -> Iterator[str]:
         yield "tpm_tis"
     flags = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].split()
     yield from (module for flag, module in _PROCESSOR_MODULES.items() if flag in flags)
+
+
+def _wants(number: int) -> bool:
+    """Whether enclave.toml, which is measured, asks for such a device; one that the host put in is no such word."""
+    if number == _VIRTIO_NETWORK:
+        return wants_network()
+    return number != _VIRTIO_DISK or _settings("vm").get("state_mb") != 0
+
+
+def _settings(table: str) -> dict[str, object]:
+    found = tomllib.loads(SETTINGS.read_text()).get(table, {})
+    assert isinstance(found, dict)
+    return found
 
 
 def _module_order() -> dict[str, tuple[str, ...]]:
@@ -143,6 +170,37 @@ def _load_module(name: str) -> None:
         os.close(descriptor)
 
 
+def mount_state() -> None:
+    """Give the enclave the disk that outlives it, if there is one. Raises LaunchError for one that can't be used.
+
+    The disk is the host's to change. What the file system finds wrong with it later ends the machine: nothing may be
+    served from it.
+    """
+    if not Path("/dev", _DISK).exists():
+        return
+    Path(STATE).mkdir()
+    try:
+        _mount("ext4", STATE, _LOCKED_DOWN, "errors=panic", source=f"/dev/{_DISK}")
+        _fill_disk()
+        with contextlib.suppress(FileNotFoundError):
+            Path(STATE, "lost+found").rmdir()  # e2fsck makes it anew when it needs it
+        os.chown(STATE, ENCLAVE_UID, ENCLAVE_UID)
+        Path(STATE).chmod(0o700)
+    except OSError as problem:
+        mend = "e2fsck -f repairs disk.img in the state folder, or put back a copy"
+        raise LaunchError(f"the state folder's disk can't be used: {problem.strerror}", mend=mend) from problem
+
+
+def _fill_disk() -> None:
+    """Make the file system as large as its disk, which the host may have made larger."""
+    sectors = int(Path("/sys/class/block", _DISK, "size").read_text())
+    folder = os.open(STATE, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(folder, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", sectors * _SECTOR_BYTES // _BLOCK_BYTES))
+    finally:
+        os.close(folder)
+
+
 def bring_up_loopback() -> None:
     """Let the enclave's process and this one speak to each other over TCP."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -150,9 +208,8 @@ def bring_up_loopback() -> None:
 
 
 def wants_network() -> bool:
-    """Whether enclave.toml, which is measured, asks for a way out; a card that the host put in is no such word."""
-    settings = tomllib.loads(SETTINGS.read_text())
-    return settings.get("network", {}).get("outbound") is True
+    """Whether enclave.toml asks for a way out."""
+    return _settings("network").get("outbound") is True
 
 
 def bring_up_network() -> None:
@@ -268,7 +325,10 @@ def spare_this_process() -> None:
 
 
 def power_off() -> NoReturn:
-    """The end of the machine."""
+    """The end of the machine, and of every process in it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)  # the first process itself is not among them
+    _libc.umount2(STATE.encode(), _MNT_DETACH)
     os.sync()
     _libc.reboot(_POWER_OFF)
     raise LaunchError("the machine can't be powered off")

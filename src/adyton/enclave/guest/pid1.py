@@ -3,7 +3,7 @@
 /init calls `main` in a fresh interpreter; until the fork only the standard library is imported. What the host sends is
 not trusted: the boot document sets the clock and the host's name, and hands on what a verifier checks anyway.
 
-1. mount the kernel's file systems, load the modules that this machine's devices need;
+1. mount the kernel's file systems, load the modules that this machine's devices need, mount the disk if there is one;
 2. take the boot document from the trunk, the one way in and out;
 3. fork the enclave's process (enclave.py), which serves the control protocol as in every other kind of enclave;
 4. carry its streams until it ends; tell the host how it ended; power off.
@@ -45,6 +45,7 @@ def main(began: float) -> NoReturn:
     try:
         machine.mount_file_systems()
         machine.load_modules()
+        machine.mount_state()
         machine.revive_tpm()
         machine.harden()
         machine.spare_this_process()

@@ -19,6 +19,7 @@ _WANTED = (
     "tdx_guest",  # TDX's
     "tpm_tis",  # a TPM's, on AArch64
     "tsm",  # the folder of the kernel through which both are asked, and Arm CCA
+    "virtio_blk",  # the disk of a state folder
     "virtio_net",
     "virtio_rng",
     "vmw_vsock_virtio_transport",  # Nitro's only way out

@@ -96,7 +96,8 @@ def _confine(spec: dict[str, Any], directory: Path) -> None:
         allowed = [(path, hardening.READ_AND_EXECUTE) for path in runnable]
         allowed += [(path, hardening.READ) for path in (*_SYSTEM_READ, *_SYSTEM_SOURCES, str(directory / "bundle"))]
         allowed.append(("/dev/null", hardening.READ | hardening.WRITE))
-        allowed.append((str(directory / "data"), hardening.EVERYTHING & ~hardening.EXECUTE))
+        writable = [str(directory / "data"), *([spec["state"]] if spec["state"] else [])]
+        allowed += [(path, hardening.EVERYTHING & ~hardening.EXECUTE) for path in writable]
         hardening.restrict_files(allowed, outbound=spec["outbound"])
     if spec["seccomp"]:
         hardening.refuse_system_calls(outbound=spec["outbound"])
@@ -108,8 +109,10 @@ def _become_the_enclave(spec: dict[str, Any], directory: Path) -> NoReturn:
         "path": [str(bundle / "runtime"), str(bundle / "app"), *spec["dependency_paths"]],
         "bundle": str(bundle),
         "data": str(data),
+        "state": spec["state"],
         "control_fd": spec["control_fd"],
         "device_fd": spec["device_fd"],
+        "sealing_fd": spec["sealing_fd"],
         "hardware": None,
         "keeper_fd": None,
         "parent_pid": spec["parent_pid"],

@@ -17,7 +17,7 @@ class LaunchRequest:
     """What to start, and what the host decides about it. Descriptors are the host's own; None: not connected.
 
     `address` and `ports`: where clients on the host are to reach the enclave's servers; ports that the enclave is to
-    choose itself are not among them.
+    choose itself are not among them. `state`: the folder that outlives the enclave, made if it is not there.
     """
 
     name: str
@@ -29,6 +29,7 @@ class LaunchRequest:
     stdout_fd: int | None = None
     stderr_fd: int | None = None
     log_directory: Path | None = None
+    state: Path | None = None
 
 
 class LaunchedEnclave(Protocol):
@@ -95,4 +96,4 @@ class Launcher(Protocol):
         """
 
     def launch(self, request: LaunchRequest) -> LaunchedEnclave:
-        """Start an enclave. Raises LaunchError or UnsupportedError, and then leaves nothing behind."""
+        """Start an enclave. Raises LaunchError, UnsupportedError or InUseError, and then leaves nothing behind."""

@@ -16,9 +16,9 @@ _HIDDEN = ("/tmp", "/var/tmp", "/run", "/home", "/root", "/mnt", "/media", "/srv
 
 
 def bubblewrap_command(
-    *, directory: Path, readable: Iterable[str], host_name: str | None, command: list[str]
+    *, writable: Iterable[Path], readable: Iterable[str], host_name: str | None, command: list[str]
 ) -> list[str]:
-    """`command` within namespaces; only `directory` can be written, only `readable` is shown of what is hidden."""
+    """`command` within namespaces; only `writable` can be written, only `readable` is shown of what is hidden."""
     words = [bubblewrap() or "bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     words += ["--unshare-cgroup-try", "--die-with-parent", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
     for hidden in _HIDDEN:
@@ -27,7 +27,9 @@ def bubblewrap_command(
     for path in dict.fromkeys(readable):
         if Path(path).exists():
             words += ["--ro-bind", path, path]
-    words += ["--bind", str(directory), str(directory), "--hostname", host_name or "enclave"]
+    for folder in writable:
+        words += ["--bind", str(folder), str(folder)]
+    words += ["--hostname", host_name or "enclave"]
     return [*words, "--", *command]
 
 
@@ -41,7 +43,7 @@ def why_no_namespaces() -> str:
     """An empty string where bubblewrap works here, else the reason, and how to mend it. Tried, not guessed."""
     if bubblewrap() is None:
         return "bubblewrap is not installed (Debian, Ubuntu: apt install bubblewrap)"
-    command = bubblewrap_command(directory=Path("/tmp"), readable=(), host_name=None, command=["/bin/true"])  # noqa: S108
+    command = bubblewrap_command(writable=[Path("/tmp")], readable=(), host_name=None, command=["/bin/true"])  # noqa: S108
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False

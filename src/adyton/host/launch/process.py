@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from adyton.host.launch.log_pump import LogPump
 from adyton.host.launch.namespaces import bubblewrap_command, why_no_namespaces
 from adyton.host.launch.private_directory import PrivateDirectory
 from adyton.host.launch.spawner import spawn
+from adyton.host.launch.state import StateDirectory, hold_state
 from adyton.proto.frames import Stream
 from adyton.tee.simulated.format import simulated_measurement
 from adyton.tee.simulated.platform import SimulatedPlatform, serve
+from adyton.tee.simulated.sealing_platform import serve_sealing
 
 _START = (
     "import json, sys; sys.path.append(json.loads(sys.argv[1])['firmware_path']); "
@@ -98,7 +100,7 @@ class ProcessLauncher:
         return {"simulated": SimulatedPlatform.open().root.fingerprint(hashes.SHA256())}
 
     def launch(self, request: LaunchRequest) -> ProcessEnclave:
-        """Start one. Its evidence's root is made on first use. Raises LaunchError or UnsupportedError."""
+        """As `Launcher` says. The root of its evidence is made on first use."""
         if request.host_name and self._why_no_namespaces:
             raise UnsupportedError(f"host_name needs namespaces: {self._why_no_namespaces}")
         try:
@@ -107,44 +109,61 @@ class ProcessLauncher:
             raise LaunchError(f"the enclave can't be started: {problem}") from problem
 
     def _launch(self, request: LaunchRequest) -> ProcessEnclave:
-        hardware = SimulatedPlatform.open().enclave(simulated_measurement(request.bundle.sha256))
+        platform, measurement = SimulatedPlatform.open(), simulated_measurement(request.bundle.sha256)
+        hardware = platform.enclave(measurement)
+        keys = platform.sealing(measurement, signed=request.bundle.signed_code())
         with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
+            state = hold_state(request, on_failure)
             directory = PrivateDirectory()
             on_failure.callback(directory.close)
             control, control_inside = socket_pair(on_failure, always)
             device, device_inside = socket_pair(on_failure, always)
+            sealing, sealing_inside = socket_pair(on_failure, always)
             bundle_fd = _sealed_memory(request.bundle.data)
             always.callback(os.close, bundle_fd)
             log_file = request_log(request, always)
             inside = {
                 "control_fd": control_inside.fileno(),
                 "device_fd": device_inside.fileno(),
+                "sealing_fd": sealing_inside.fileno(),
                 "bundle_fd": bundle_fd,
             }
-            process = self._spawn(request, directory.path, inside)
+            process = self._spawn(request, directory.path, None if state is None else state.path, inside)
             on_failure.callback(kill_group, process)
             assert process.stdout is not None
             assert process.stderr is not None
             pump = LogPump({process.stdout: request.stdout_fd, process.stderr: request.stderr_fd}, log_file)
             on_failure.callback(pump.join, LOG_SECONDS)
             on_failure.callback(kill_group, process)  # before the log is waited for
-            in_namespaces = not self._why_no_namespaces
             enclave = ProcessEnclave(
-                process, control=control, device=device, pump=pump, directory=directory, in_namespaces=in_namespaces
+                process,
+                control=control,
+                hardware=(device, sealing),
+                pump=pump,
+                directory=directory,
+                state=state,
+                in_namespaces=not self._why_no_namespaces,
             )
             threading.Thread(target=serve, args=(hardware, device), name="adyton-device", daemon=True).start()
+            threading.Thread(target=serve_sealing, args=(keys, sealing), name="adyton-keys", daemon=True).start()
             on_failure.pop_all()
         return enclave
 
-    def _spawn(self, request: LaunchRequest, directory: Path, inside: dict[str, int]) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, request: LaunchRequest, directory: Path, state: Path | None, inside: dict[str, int]
+    ) -> subprocess.Popen[bytes]:
         executable = os.path.realpath(sys.executable)
         spec = self._spec(request.bundle, directory, executable, inside)
+        spec["state"] = None if state is None else str(state)
+        if state is not None:
+            _refuse_to_hand_out(state, [str(directory), executable, spec["firmware_path"], *spec["dependency_paths"]])
         command = [executable, "-I", "-S", "-B", "-X", "utf8", "-c", _START, json.dumps(spec)]
         if not self._why_no_namespaces:
             readable = [spec["firmware_path"], *spec["interpreter_paths"], *spec["dependency_paths"]]
             readable.append(os.path.realpath("/etc/resolv.conf"))  # below /run on many systems
+            writable = [directory, *(() if state is None else (state,))]
             command = bubblewrap_command(
-                directory=directory, readable=readable, host_name=request.host_name, command=command
+                writable=writable, readable=readable, host_name=request.host_name, command=command
             )
         try:
             return spawn(
@@ -184,16 +203,18 @@ class ProcessEnclave:
         process: subprocess.Popen[bytes],
         *,
         control: socket.socket,
-        device: socket.socket,
+        hardware: tuple[socket.socket, ...],
         pump: LogPump,
         directory: PrivateDirectory,
+        state: StateDirectory | None,
         in_namespaces: bool,
     ) -> None:
         self.control = control
         self._child = Child(process, in_namespaces=in_namespaces)
-        self._device = device
+        self._hardware = hardware
         self._pump = pump
         self._directory = directory
+        self._state = state
 
     @property
     def pid(self) -> int:
@@ -235,11 +256,14 @@ class ProcessEnclave:
         self.wait(END_SECONDS)
         self._pump.join(LOG_SECONDS)
         self._child.close()
-        with contextlib.suppress(OSError):
-            self._device.shutdown(socket.SHUT_RDWR)
-        self._device.close()
+        for each in self._hardware:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
         self.control.close()
         self._directory.close()
+        if self._state is not None:
+            self._state.close()
 
 
 def _sealed_memory(data: bytes) -> int:
@@ -258,6 +282,14 @@ def _sealed_memory(data: bytes) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _refuse_to_hand_out(state: Path, paths: Iterable[str]) -> None:
+    """Whoever names a home folder or the root by mistake would let the enclave change what enclaves run from."""
+    for path in paths:
+        if Path(path).is_relative_to(state):
+            mend = "give the enclave a folder of its own"
+            raise LaunchError(f"the state folder {state} holds what the enclave runs from: {path}", mend=mend)
 
 
 def _dependency_paths(bundle: Bundle) -> list[str]:

@@ -16,6 +16,7 @@ from adyton.host.launch.launcher import Capability, LaunchRequest, say_nothing
 from adyton.host.launch.qemu.confidential import SEV_SNP, TDX, Confidential
 from adyton.host.launch.qemu.launcher import QemuLauncher
 from adyton.host.launch.qemu.machine import Protection, linux_command_line
+from adyton.host.launch.state import StateDirectory
 
 Measure = Callable[..., Measured]
 
@@ -58,7 +59,14 @@ class ConfidentialLauncher(QemuLauncher):
     def _find_firmware(self, _: VmSettings) -> Path:
         return self._confidential.find_firmware()
 
-    def _start_tpm(self, _settings: VmSettings, _directory: Path, _digests: dict[str, bytes], _uid: int | None) -> None:
+    def _start_tpm(
+        self,
+        _settings: VmSettings,
+        _directory: Path,
+        _state: StateDirectory | None,
+        _digests: dict[str, bytes],
+        _uid: int | None,
+    ) -> None:
         return None
 
     def _protection(self, bundle: Bundle) -> Protection:

@@ -21,6 +21,7 @@ from adyton.host.launch.private_directory import PrivateDirectory
 from adyton.host.launch.qemu.monitor import Monitor
 from adyton.host.launch.qemu.ports import HostPorts
 from adyton.host.launch.qemu.vtpm import Vtpm
+from adyton.host.launch.state import StateDirectory
 from adyton.proto.frames import Stream
 from adyton.proto.guest import MAX_REPORT_BYTES, BootDocument, Ended, Started, parse_report
 from adyton.proto.trunk_loop import TrunkLoop
@@ -36,6 +37,8 @@ PING_SECONDS: Final = 5.0
 WATCH_SECONDS: Final = 0.5
 CONSOLE_LINES: Final = 5
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: (.{1,200})")
+#: How a traceback ends that the guest's first process prints when it refuses to go on.
+_REFUSAL: Final = re.compile(r"adyton\.errors\.LaunchError: (.{1,500})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class Attachments:
     tpm: Vtpm | None
     ports: HostPorts
     directory: PrivateDirectory
+    state: StateDirectory | None
 
 
 class VmEnclave:
@@ -90,7 +94,7 @@ class VmEnclave:
             on_failure.pop_all()
 
     def _adopt(self, attached: Attachments) -> None:
-        for each in (attached.directory, attached.ports, attached.tpm, self._child):
+        for each in (attached.state, attached.directory, attached.ports, attached.tpm, self._child):
             if each is not None:
                 self._resources.callback(each.close)
         self._resources.callback(self._console.join, LOG_SECONDS)
@@ -177,6 +181,9 @@ class VmEnclave:
             panic = panics[-1][1].strip()
             why = self._out_of_memory() if "memory" in panic else f"the guest's kernel panicked: {panic}"
             return EnclaveDiedError(why, exit_status=status, log_tail=tail)
+        refusals = [found[1] for line in self._console.tail(100) if (found := _REFUSAL.match(line))]
+        if refusals and self._started is None:
+            return LaunchError(f"the virtual machine could not be set up: {refusals[-1]}")
         if status > 0 and not started:
             said = self._console.tail(1)
             return LaunchError(f"QEMU can't start the virtual machine: {said[-1] if said else 'it said nothing'}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import hashes
 
 from adyton.bundle.settings import VmSettings
-from adyton.errors import LaunchError, UnsupportedError
+from adyton.errors import ConfigurationError, LaunchError, UnsupportedError
 from adyton.host.bundles import Bundle
 from adyton.host.image.cache import Cache, default_cache
 from adyton.host.image.image import Image, build_image
@@ -32,14 +33,17 @@ from adyton.host.launch.launcher import Capability, LaunchRequest, say_nothing
 from adyton.host.launch.namespaces import why_no_namespaces
 from adyton.host.launch.private_directory import PrivateDirectory
 from adyton.host.launch.qemu.accelerator import choose_accelerator, known_accelerator
+from adyton.host.launch.qemu.disk import MEND, find_mkfs, open_disk
 from adyton.host.launch.qemu.enclave import Attachments, VmEnclave
 from adyton.host.launch.qemu.firmware import find_firmware, find_ovmf
+from adyton.host.launch.qemu.kept_tpm import start_kept
 from adyton.host.launch.qemu.machine import PACKAGES, Machine, Protection, linux_command_line
 from adyton.host.launch.qemu.ports import HostPorts
 from adyton.host.launch.qemu.sandbox import lacks_setpriv, new_uid, sandboxed
 from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
 from adyton.host.launch.spawner import SETPRIV_MEND, spawn
+from adyton.host.launch.state import StateDirectory, hold_state
 from adyton.proto.guest import BootDocument
 
 #: How long a machine with firmware may take to boot. Emulated, OVMF reads and hashes the image slowly.
@@ -65,6 +69,7 @@ class QemuLauncher:
             _program("tpm", "swtpm", "apt install swtpm"),
             Capability(name="kvm", available=known_accelerator().startswith("KVM boots a"), detail=known_accelerator()),
             _firmware(),
+            _state(),
             *_missing_setpriv(),
             Capability(
                 name="sandbox",
@@ -120,11 +125,13 @@ class QemuLauncher:
         image = self._build(request.bundle)
         with contextlib.ExitStack() as always, contextlib.ExitStack() as on_failure:
             log_file = request_log(request, always)
+            state = hold_state(request, on_failure)
             directory = PrivateDirectory()
             on_failure.callback(directory.close)
             booted = _booted(image, directory.path)
             uid = new_uid()
-            tpm = self._start_tpm(request.bundle.settings.vm, directory.path, booted.digests, uid)
+            disk_fd = _open_disk(state, request.bundle.settings.vm, always)
+            tpm = self._start_tpm(request.bundle.settings.vm, directory.path, state, booted.digests, uid)
             if tpm is not None:
                 on_failure.callback(tpm.close)
             ports = HostPorts(request.address)
@@ -133,7 +140,12 @@ class QemuLauncher:
                 ports.reserve(port)
             trunk, trunk_inside = socket_pair(on_failure, always)
             monitor, monitor_inside = socket_pair(on_failure, always)
-            inside = trunk_inside.fileno(), monitor_inside.fileno(), tpm.qemu_fd if tpm else None
+            inside = _Inside(
+                trunk_fd=trunk_inside.fileno(),
+                monitor_fd=monitor_inside.fileno(),
+                tpm_fd=tpm.qemu_fd if tpm else None,
+                disk_fd=disk_fd,
+            )
             process = self._spawn(image, booted, request.bundle, inside, uid)
             on_failure.callback(kill_group, process)
             if tpm is not None:
@@ -142,17 +154,18 @@ class QemuLauncher:
                 process,
                 memory_mb=request.bundle.settings.vm.memory_mb,
                 boot=_boot_document(request, tpm),
-                attached=Attachments(trunk=trunk, monitor=monitor, tpm=tpm, ports=ports, directory=directory),
+                attached=Attachments(
+                    trunk=trunk, monitor=monitor, tpm=tpm, ports=ports, directory=directory, state=state
+                ),
                 sinks=(request.stdout_fd, request.stderr_fd, log_file),
             )
             on_failure.pop_all()
         return enclave
 
     def _spawn(
-        self, image: Image, booted: _Booted, bundle: Bundle, inside: tuple[int, int, int | None], uid: int | None
+        self, image: Image, booted: _Booted, bundle: Bundle, inside: _Inside, uid: int | None
     ) -> subprocess.Popen[bytes]:
-        """Start QEMU with its ends of the trunk, the monitor, and the TPM if there is one, as the TPM's user."""
-        trunk_fd, monitor_fd, tpm_fd = inside
+        """Start QEMU with its descriptors, as the TPM's user."""
         settings = bundle.settings
         firmware = self._find_firmware(settings.vm)
         files = {KERNEL: image.kernel, INITRD: booted.initrd}
@@ -168,9 +181,10 @@ class QemuLauncher:
             initrd=INITRD,
             command_line=linux_command_line(image.architecture),
             network=settings.network.outbound,
-            trunk_fd=trunk_fd,
-            monitor_fd=monitor_fd,
-            tpm_fd=tpm_fd,
+            trunk_fd=inside.trunk_fd,
+            monitor_fd=inside.monitor_fd,
+            tpm_fd=inside.tpm_fd,
+            disk_fd=inside.disk_fd,
             protection=self._protection(bundle),
         )
         return _spawn(machine, files, uid)
@@ -185,24 +199,44 @@ class QemuLauncher:
         self._check_programs()
         if request.stdin_fd is not None:
             raise UnsupportedError("stdin_fd: a virtual machine has no standard input of its host's")
+        if request.state is not None and not request.bundle.settings.vm.state_mb:
+            raise ConfigurationError("enclave.toml says vm.state_mb = 0: in a machine this enclave takes no state")
 
     def _find_firmware(self, settings: VmSettings) -> Path | str | None:
         return find_firmware(self._architecture, settings.firmware)
 
     def _start_tpm(
-        self, settings: VmSettings, directory: Path, digests: dict[str, bytes], uid: int | None
+        self,
+        settings: VmSettings,
+        directory: Path,
+        state: StateDirectory | None,
+        digests: dict[str, bytes],
+        uid: int | None,
     ) -> Vtpm | None:
-        """A TPM that has measured what is booted, unless the firmware is to do so."""
+        """A TPM that has measured what is booted, unless the firmware is to do so; with `state` the one in there."""
         document = None
         if settings.firmware == "none":
             document = launch_document(digests, linux_command_line(self._architecture))
-        return Vtpm.start(_folder(directory / "tpm"), document=document, authority=VtpmAuthority.open(), uid=uid)
+        authority = VtpmAuthority.open()
+        if state is not None:
+            return start_kept(state.path, document=document, authority=authority, uid=uid)
+        return Vtpm.start(_folder(directory / "tpm"), document=document, authority=authority, uid=uid)
 
     def _protection(self, _: Bundle) -> Protection | None:
         return None
 
     def _build(self, bundle: Bundle, say: Callable[[str], None] = say_nothing) -> Image:
         return build_image(bundle, architecture=self._architecture, say=say)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inside:
+    """The descriptors that QEMU gets."""
+
+    trunk_fd: int
+    monitor_fd: int
+    tpm_fd: int | None
+    disk_fd: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +267,14 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _open_disk(state: StateDirectory | None, settings: VmSettings, always: contextlib.ExitStack) -> int | None:
+    if state is None:
+        return None
+    descriptor = open_disk(state.path, settings.state_mb)
+    always.callback(os.close, descriptor)
+    return descriptor
+
+
 def _folder(path: Path) -> Path:
     path.mkdir(mode=0o700)
     return path
@@ -240,14 +282,14 @@ def _folder(path: Path) -> Path:
 
 def _spawn(machine: Machine, files: dict[str, Path], uid: int | None) -> subprocess.Popen[bytes]:
     command = sandboxed(machine.arguments(), files=files, network=machine.network, devices=machine.devices, uid=uid)
-    descriptors = (machine.trunk_fd, machine.monitor_fd, *(() if machine.tpm_fd is None else (machine.tpm_fd,)))
+    optional = [each for each in (machine.tpm_fd, machine.disk_fd) if each is not None]
     try:
         return spawn(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=descriptors,
+            pass_fds=(machine.trunk_fd, machine.monitor_fd, *optional),
             env={"PATH": "/usr/bin:/bin:/usr/local/bin"},
             cwd="/",
             start_new_session=True,
@@ -271,6 +313,11 @@ def _firmware() -> Capability:
         return Capability(name="ovmf", available=True, detail=str(find_ovmf()))
     except UnsupportedError as problem:
         return Capability(name="ovmf", available=False, detail=f"{problem.message}: {problem.mend}")
+
+
+def _state() -> Capability:
+    found = find_mkfs()
+    return Capability(name="state", available=found is not None, detail=found or f"mkfs.ext4 is not installed: {MEND}")
 
 
 def _missing_setpriv() -> list[Capability]:

@@ -1,7 +1,8 @@
-"""A virtual machine as QEMU's command line describes it: no disk, no display, no card unless it is asked for."""
+"""A virtual machine as QEMU's command line describes it: no display; no card and no disk unless it is asked for."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,8 @@ _BOARDS: Final = {
 _EMULATED: Final = {"x86_64": "max,-la57", "aarch64": "cortex-a72"}
 """The processor where QEMU emulates it."""
 PACKAGES: Final = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
+_DISK_SET: Final = 1
+"""QEMU's number for the one set of descriptors."""
 #: Seccomp, in QEMU itself: no new privileges, no programs, no other scheduling.
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -41,10 +44,10 @@ class Protection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What is started. The descriptors are connected stream sockets, QEMU's ends.
+    """What is started. The descriptors are connected stream sockets, QEMU's ends, but for `disk_fd`, a file's.
 
-    `firmware` is a file, or the name of one of QEMU's own; None where the machine needs none. `tpm_fd`: None for a
-    machine without a TPM. `network`: a card with a way out. `protection`: None where the host is trusted.
+    `firmware` is a file, or the name of one of QEMU's own; None where the machine needs none. `tpm_fd` and `disk_fd`:
+    None for a machine without. `network`: a card with a way out. `protection`: None where the host is trusted.
     """
 
     architecture: str
@@ -59,6 +62,7 @@ class Machine:
     monitor_fd: int
     tpm_fd: int | None
     network: bool
+    disk_fd: int | None = None
     protection: Protection | None = None
 
     @property
@@ -81,9 +85,26 @@ class Machine:
             device = "tpm-crb" if self.architecture == "x86_64" else "tpm-tis-device"
             words += ["-chardev", f"socket,id=tpm,fd={self.tpm_fd}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
             words += ["-device", f"{device},tpmdev=tpm0"]
+        if self.disk_fd is not None:
+            words += _disk(self.disk_fd)
         if self.network:
             words += ["-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="]
         return [*words, "-kernel", self.kernel, "-initrd", self.initrd, "-append", self.command_line]
+
+
+def _disk(descriptor: int) -> list[str]:
+    """A disk in that file. The guest's flushes reach the host's disk; an error is the guest's, which goes on with it.
+
+    QEMU would stop the machine instead when the host's file system is full.
+    """
+    node = {
+        "driver": "raw",
+        "node-name": "state",
+        "cache": {"direct": False, "no-flush": False},
+        "file": {"driver": "file", "filename": f"/dev/fdset/{_DISK_SET}", "aio": "threads"},
+    }
+    device = "virtio-blk-pci,drive=state,write-cache=on,werror=report,rerror=report"
+    return ["-add-fd", f"fd={descriptor},set={_DISK_SET}", "-blockdev", json.dumps(node), "-device", device]
 
 
 def bare_machine(architecture: str, accelerator: str, protection: Protection | None = None) -> list[str]:

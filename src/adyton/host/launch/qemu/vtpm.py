@@ -40,12 +40,14 @@ _CLEAR: Final = struct.pack(">H", 0)
 
 
 class Vtpm:
-    """A running TPM 2.0 that is new with each machine, and that its maker has certified. Safe in threads."""
+    """A running TPM 2.0 that its maker has certified. Safe in threads."""
 
     process: subprocess.Popen[bytes]
     """Has ended when the TPM is gone. It is bubblewrap's where there are namespaces."""
+    attestation_key: bytes
+    """SubjectPublicKeyInfo of the key that `TpmDevice` has on this TPM; as old as the TPM itself."""
     certificates: tuple[bytes, ...]
-    """DER: the certificate of the attestation key that `TpmDevice` has on this TPM, then the root's."""
+    """DER: the certificate of the attestation key, then the root's."""
     event_log: bytes
     """That PCR 0 has the document; empty if there is none."""
 
@@ -66,11 +68,11 @@ class Vtpm:
 
     @classmethod
     def start(cls, directory: Path, *, document: bytes | None, authority: VtpmAuthority, uid: int | None) -> Self:
-        """A TPM whose state is in `directory`, which is private, empty, and its caller's to remove.
+        """The TPM whose state is in `directory`, which is private and its caller's to remove; a new one if it is empty.
 
         `document` is what each start and reset of the machine measures into PCR 0 before anything else (4096 bytes at
         most, else ValueError); None leaves measuring to the firmware. `uid` is the machine's, of `sandbox.new_uid`;
-        `directory` becomes its. Raises UnsupportedError or LaunchError.
+        `directory` becomes its, with what is in it. Raises UnsupportedError or LaunchError.
         """
         if document is not None and len(document) > MAX_BYTES:
             raise ValueError(f"a launch document has {MAX_BYTES} bytes at most, not {len(document)}")
@@ -79,7 +81,8 @@ class Vtpm:
         except OSError as problem:
             raise LaunchError(f"swtpm can't be started: {problem}") from problem
         try:
-            vtpm.certificates = authority.certify(_manufacture(vtpm._control))
+            vtpm.attestation_key = _take_attestation_key(vtpm._control)
+            vtpm.certificates = authority.certify(vtpm.attestation_key)
             vtpm._thread.start()
         except BaseException as problem:
             vtpm.close()
@@ -160,7 +163,8 @@ def _start(directory: Path, control_fd: int, uid: int | None) -> subprocess.Pope
     command = [swtpm, "socket", "--tpm2", "--tpmstate", "dir=.", "--ctrl", f"type=unixio,clientfd={control_fd}"]
     try:
         if uid is not None:
-            os.chown(directory, uid, uid)
+            for path in (directory, *directory.iterdir()):  # after another start it was another user's
+                os.chown(path, uid, uid, follow_symlinks=False)
         return spawn(
             sandboxed(command, files={}, network=False, devices=(), uid=uid, writable=directory),
             stdin=subprocess.DEVNULL,
@@ -175,8 +179,8 @@ def _start(directory: Path, control_fd: int, uid: int | None) -> subprocess.Pope
         raise LaunchError(f"swtpm can't be started: {problem}") from problem
 
 
-def _manufacture(control: SwtpmControl) -> bytes:
-    """The SubjectPublicKeyInfo of the new TPM's attestation key. QEMU finds the TPM as if it had never run."""
+def _take_attestation_key(control: SwtpmControl) -> bytes:
+    """The SubjectPublicKeyInfo of the TPM's attestation key. QEMU finds the TPM as if it had not been started."""
     control.require(Command.INIT, bytes(4))
     ours, theirs = socket.socketpair()
     with ours:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -47,9 +48,11 @@ class Plain(adyton.TrustedApplication):
             "exhaust": lambda _: [b"x" * (1 << 20) for _ in itertools.count()],
             "exit": lambda code: os._exit(int(code)),
             "fds": lambda _: _descriptors(),
+            "fill": _fill,
             "flags": lambda _: sys.flags,
             "hostname": lambda _: socket.gethostname(),
             "leave": lambda seconds: subprocess.Popen(_python(f"import time; time.sleep({seconds})")).pid,
+            "keep": _keep,
             "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
             "large": lambda size: "x" * int(size),
             "list": lambda path: sorted(each.name for each in Path(path).iterdir()),
@@ -64,6 +67,7 @@ class Plain(adyton.TrustedApplication):
             "show": lambda path: Path(path).read_text(),
             "sleep": lambda seconds: time.sleep(float(seconds)),
             "spawn": lambda _: subprocess.run(_python("print(1)"), check=True).returncode,
+            "state": lambda _: self.context.state_directory,
             "status": _raise_status,
             "stdin": lambda _: sys.stdin.readline(),
             "stop": self.context.request_stop,
@@ -71,6 +75,28 @@ class Plain(adyton.TrustedApplication):
             "write": lambda path: Path(path).write_text("written"),
         }
         return actions[verb](argument)
+
+
+def _keep(words: str) -> None:
+    """Write a word to a file ("word path"), so that it outlives whatever ends now."""
+    word, _, path = words.partition(" ")
+    with Path(path).open("w") as file:
+        file.write(word)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def _fill(path: str) -> str:
+    """Write until there is no more room; what the system says then."""
+    try:
+        with Path(path).open("wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+    except OSError as problem:
+        return errno.errorcode[problem.errno or 0]
 
 
 def _descriptors() -> list[str]:
