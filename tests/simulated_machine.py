@@ -11,10 +11,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from adyton.tee.sealing import SealPolicy
 from adyton.tee.simulated.platform import SimulatedPlatform
-from adyton.tee.simulated.signed_code import sign_code, verify_signed_code
 from adyton.tee.simulated.sealing import SimulatedSealing
 from adyton.tee.simulated.sealing_platform import serve_sealing
+from adyton.tee.simulated.signed_code import sign_code, verify_signed_code
 
 
 class SimulatedMachine(contextlib.ExitStack):
@@ -35,6 +36,10 @@ class SimulatedMachine(contextlib.ExitStack):
         inside, outside = map(self.enter_context, socket.socketpair())
         threading.Thread(target=serve_sealing, args=(hardware, outside), daemon=True).start()
         return SimulatedSealing(inside)
+
+    def signer(self, name: str) -> bytes:
+        """What names that signer."""
+        return self.source(signer=name).current(SealPolicy.SIGNER).subject
 
     def elsewhere(self) -> SimulatedMachine:
         """As SealingWorld says."""

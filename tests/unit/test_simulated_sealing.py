@@ -18,11 +18,11 @@ from simulated_machine import SimulatedMachine
 from adyton.errors import ConfigurationError, KeyUnavailableError, LaunchError, UnsupportedError
 from adyton.tee.sealing import SealPolicy
 from adyton.tee.simulated.platform import SimulatedPlatform
-from adyton.tee.simulated.signed_code import sign_code, verify_signed_code
 from adyton.tee.simulated.root_file import load_or_make_root
 from adyton.tee.simulated.sealing import SimulatedSealing
 from adyton.tee.simulated.sealing_format import HEAD, Answer
 from adyton.tee.simulated.sealing_platform import serve_sealing
+from adyton.tee.simulated.signed_code import sign_code, verify_signed_code
 from adyton.testing.sealers import KeySourceConformance
 
 MEASUREMENT = hashlib.sha384(b"a").digest()
@@ -54,7 +54,7 @@ def test_unsigned_code_has_keys_of_its_measurement_only(tmp_path: Path) -> None:
 def test_a_signature_of_other_code_is_not_taken(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     signed = sign_code(key, product="p", version=1, measurement=hashlib.sha384(b"b").digest())
-    with pytest.raises(LaunchError, match="the signature is of the measurement"):
+    with pytest.raises(LaunchError, match="the signed code is of the measurement"):
         SimulatedPlatform.open(tmp_path).sealing(MEASUREMENT, signed=verify_signed_code(json.dumps(signed).encode()))
 
 
@@ -150,9 +150,9 @@ def test_a_register_that_can_not_be_written_says_so(tmp_path: Path) -> None:
         source = SimulatedSealing(inside)
         register = source.register(source.current(SealPolicy.MEASUREMENT), bytes(32))
         with pytest.raises(KeyUnavailableError, match="NotADirectoryError"):
-            register.write(bytes(32))
+            register.write(bytes(32), after=None)
         with pytest.raises(ValueError, match="32 bytes"):
-            register.write(b"")
+            register.write(b"", after=None)
 
 
 def test_a_platform_without_a_folder_remembers_in_memory(tmp_path: Path) -> None:
@@ -162,6 +162,6 @@ def test_a_platform_without_a_folder_remembers_in_memory(tmp_path: Path) -> None
         threading.Thread(target=serve_sealing, args=(platform.sealing(MEASUREMENT), outside), daemon=True).start()
         source = SimulatedSealing(inside)
         register = source.register(source.current(SealPolicy.MEASUREMENT), bytes(32))
-        register.write(b"v" * 32)
+        register.write(b"v" * 32, after=None)
         assert register.read() == b"v" * 32
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root.pem"]

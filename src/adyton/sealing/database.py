@@ -7,7 +7,10 @@ triggers or views (the schema must be ours to the letter), no memory map, no sha
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -40,8 +43,15 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open it, or make it, and lock it. `InUseError`, `StorageError`, or `SealedDataError` for what is no store."""
         self._path = path
+        try:
+            _check_files(path)
+        except OSError as problem:
+            raise StorageError(f"the store {path} can't be read or written: {problem.strerror}") from problem
+        self._connect()
+
+    def _connect(self) -> None:
         with self._failing():
-            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             with self._failing():
                 self._prepare()
@@ -57,11 +67,7 @@ class Database:
         if mode != "wal":
             raise StorageError(f"{self._path}: SQLite's journal is {mode}, not wal")
         self._connection.execute("BEGIN EXCLUSIVE")  # takes the lock, and keeps it after the commit
-        found = self._schema()
-        if not found:
-            for each in _SCHEMA:
-                self._connection.execute(each)
-        elif found != _SCHEMA:
+        if self._schema() != _SCHEMA:
             raise SealedDataError(f"{self._path} is a database with other tables than a store's")
         self._connection.execute("COMMIT")
 
@@ -114,6 +120,18 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    def settle(self) -> None:
+        """What has been read is on the disk when this returns; a process that was killed may have left it unsynced."""
+        with self._failing():
+            (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        if busy:
+            raise StorageError(f"the store {self._path} can't be written")
+
+    def reopen(self) -> None:
+        """Ask the file again, not the connection: what a failed commit has left in it counts. Raises as opening it."""
+        self.close()
+        self._connect()
+
     def close(self) -> None:
         """Let the file go. What was committed is in it."""
         with contextlib.suppress(sqlite3.Error):
@@ -129,8 +147,47 @@ class Database:
     def _failing(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, sqlite3.Warning, OverflowError) as problem:
+        except (sqlite3.Error, sqlite3.Warning, OverflowError, UnicodeDecodeError) as problem:
             _fail(self._path, problem)
+
+
+def _check_files(path: Path) -> None:
+    """A regular file, made whole if there is none, and no rollback journal beside it. Raises OSError too.
+
+    SQLite would roll such a journal back, and remove a file whose path stands in it: the host's choice. A store never
+    has one, for its file begins in WAL mode.
+    """
+    journal = path.with_name(f"{path.name}-journal")
+    if journal.is_symlink() or journal.exists():
+        raise SealedDataError(
+            f"{journal} is there, and no store has a journal of that kind", mend="somebody put it there"
+        )
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise SealedDataError(f"{path} is not a file")
+    except FileNotFoundError:
+        _make_file(path)
+
+
+def _make_file(path: Path) -> None:
+    """An empty store, under another name first; its own name is linked to it when it is whole and on the disk."""
+    with tempfile.TemporaryDirectory(prefix=".new-store-", dir=path.parent) as folder:
+        new = Path(folder, path.name)
+        connection = sqlite3.connect(new, isolation_level=None)
+        try:
+            for each in ("PRAGMA synchronous = FULL", *_SCHEMA, "PRAGMA journal_mode = WAL"):
+                connection.execute(each)
+        except sqlite3.Error as problem:
+            _fail(path, problem)
+        finally:
+            connection.close()
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            path.hardlink_to(new)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _fail(path: Path, problem: Exception) -> NoReturn:

@@ -51,13 +51,13 @@ class Root:
         """Of an empty store."""
         return cls(generation=0, count=0, total=0, previous=bytes(DIGEST_BYTES))
 
-    def after(self, digest: bytes, *, removed: Iterable[int], added: Iterable[int], more: int) -> Root:
+    def after(self, digest: bytes | None, *, removed: Iterable[int], added: Iterable[int], more: int) -> Root:
         """The next root: `digest` is this one's, `more` the change in count; the others are of `Records.weight`."""
         return Root(
             generation=self.generation + 1,
             count=self.count + more,
             total=(self.total - sum(removed) + sum(added)) % _MODULUS,
-            previous=digest,
+            previous=digest or bytes(DIGEST_BYTES),
         )
 
 

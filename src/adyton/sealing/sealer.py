@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Collection
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -28,12 +29,23 @@ class Sealer:
     """Seals under one policy of a source; unseals whatever the source still has the key of. Safe in threads.
 
     `policy`: None is EXTERNAL where the source is outside, else MEASUREMENT. `min_version`: data that was sealed for a
-    lower version of a signer's code is refused, for whoever broke that version may have made it.
+    lower version of a signer's code is refused, for whoever broke that version may have made it. `signers`: whose code
+    this may be, for SIGNER; None asks nothing. Anybody can sign the same code, and would get what it seals for its
+    signer.
     """
 
-    def __init__(self, source: KeySource, *, policy: SealPolicy | None = None, min_version: int = 0) -> None:
+    def __init__(
+        self,
+        source: KeySource,
+        *,
+        policy: SealPolicy | None = None,
+        min_version: int = 0,
+        signers: Collection[bytes] | None = None,
+    ) -> None:
         self._source = source
         self._policy = policy or _default_policy(source)
+        if self._policy is SealPolicy.SIGNER and signers is not None:
+            _check_signer(source.current(SealPolicy.SIGNER).subject, signers)
         self._min_version = min_version
         self._guard = threading.Lock()
         self._writers: dict[bytes, tuple[bytes, AESGCMSIV]] = {}
@@ -124,6 +136,13 @@ class Sealer:
                 known.clear()
             known[name] = value
         return value
+
+
+def _check_signer(signer: bytes, known: Collection[bytes]) -> None:
+    if signer not in known:
+        raise UnsealError(
+            f"the signer of this code is {signer.hex()}, none that it knows", mend="sealing.signers in enclave.toml"
+        )
 
 
 def _default_policy(source: KeySource) -> SealPolicy:

@@ -41,16 +41,17 @@ class SealedStore:
     whether the hardware would notice the file of last week.
     """
 
-    def __init__(self, database: Database, sealer: Sealer, register: FreshnessRegister | None, name: str) -> None:
+    def __init__(self, database: Database, sealer: Sealer, register: FreshnessRegister | None, name: bytes) -> None:
         """Use `open`."""
         self._database = database
         self._sealer = sealer
         self._register = register
-        self._context = _CONTEXT + name.encode()
+        self._context = name
         self._guard = threading.RLock()
         self._changing = False
         self._fault: AdytonError | None = None
         self._tags: dict[bytes, bytes] = {}
+        self._digest: bytes | None = None
         found = database.meta()
         if found is None:
             self._begin()
@@ -58,18 +59,23 @@ class SealedStore:
             self._verify(*found)
 
     @classmethod
-    def open(cls, directory: Path, name: str, sealer: Sealer) -> Self:
+    def open(cls, directory: Path, name: str, sealer: Sealer, *, instance: str = "") -> Self:
         """The store of that name (small letters, digits, '-') in an existing folder, made if there is none.
 
-        Raises UnsealError if it is for other code, SealedDataError if it was changed, RollbackError if it is not the
-        last state, InUseError if it is open already, StorageError, KeyUnavailableError, UnsupportedError.
+        `instance` tells apart enclaves of the same code on one machine, each with a folder of its own: what the
+        hardware remembers, it remembers for each.
+
+        Raises UnsealError if it is for other code or another instance, SealedDataError if it was changed, RollbackError
+        if it is not the last state, InUseError if it is open already, StorageError, KeyUnavailableError,
+        UnsupportedError.
         """
         if not _NAME.fullmatch(name):
             raise ValueError("a store's name has small letters, digits and '-', 63 at most")
-        register = _find_register(sealer, name)
+        context = _CONTEXT + f"{instance}/{name}".encode()
+        register = sealer.source.register(sealer.source.current(sealer.policy), hashlib.sha256(context).digest())
         database = Database(directory / f"{name}.store")
         try:
-            return cls(database, sealer, register, name)
+            return cls(database, sealer, register, context)
         except BaseException:
             database.close()
             raise
@@ -148,10 +154,12 @@ class SealedStore:
         with self._guard:
             self._check_usable()
             sealed_key = self._sealer.reseal(self._sealed_key, context=self._context)
-            self._write(sealed_key, self._root.after(self._digest, removed=(), added=(), more=0), {})
+            root = self._root.after(self._digest, removed=(), added=(), more=0)
+            self._write(sealed_key, root, {}, {})
 
     def _begin(self) -> None:
         """A new store; where something remembers one of that name, its file was taken away."""
+        self._root = Root.first()
         if self._register is not None and self._register.read() is not None:
             raise RollbackError(
                 "the hardware remembers a store of that name, and its file is gone",
@@ -159,25 +167,25 @@ class SealedStore:
             )
         key = os.urandom(STORE_KEY_BYTES)
         self._records = Records(key)
-        self._write(self._sealer.seal(key, context=self._context), Root.first(), {})
+        self._write(self._sealer.seal(key, context=self._context), self._root, {}, {})
 
     def _verify(self, sealed_key: bytes, root: bytes) -> None:
         key = self._sealer.unseal(sealed_key, context=self._context)
         self._check_policy(sealed_key)
         self._records = Records(key)
         self._root = self._records.decrypt_root(root)
-        self._sealed_key, self._digest = sealed_key, root_digest(sealed_key, root)
+        self._sealed_key, self._digest = sealed_key, (digest := root_digest(sealed_key, root))
         total = 0
         for hashed, record in self._database.records():
             name, _ = self._records.decrypt(hashed, record)
-            if self._records.hash_name(name) != hashed:
-                raise SealedDataError("a record of the store stands under another's name")
+            if self._records.hash_name(name) != hashed or hashed in self._tags:
+                raise SealedDataError("a record of the store stands under another's name, or twice")
             self._tags[hashed] = tag_of(record)
             total += self._records.weight(hashed, tag_of(record))
         if (len(self._tags), total % (1 << 256)) != (self._root.count, self._root.total):
             raise SealedDataError("a record of the store is missing, or of another time than the rest")
         if self._register is not None:
-            self._check_fresh(self._register)
+            self._check_fresh(self._register, digest)
 
     def _check_policy(self, sealed_key: bytes) -> None:
         """Another policy has another register, and that one can't know which state was the last."""
@@ -189,14 +197,15 @@ class SealedStore:
                 mend="open it as it was sealed, and copy its values to a store of another name",
             )
 
-    def _check_fresh(self, register: FreshnessRegister) -> None:
+    def _check_fresh(self, register: FreshnessRegister, digest: bytes) -> None:
         """The last acknowledged state, or its successor that a crash came too early for; then that one from now on."""
         last = register.read()
-        if last == self._digest:
+        if last == digest:
             return
         if last != (self._root.previous if self._root.generation else None):
             raise RollbackError("the store is not the one that was written last: this file is older, or a rival of it")
-        register.write(self._digest)
+        self._database.settle()
+        register.write(digest, after=last)
 
     def _read(self, hashed: bytes) -> tuple[str, bytes]:
         try:
@@ -208,6 +217,7 @@ class SealedStore:
             raise self._broken(problem) from None
 
     def _commit(self, changes: Mapping[str, bytes | None]) -> None:
+        self._check_usable()  # it may have been closed meanwhile
         records: dict[bytes, bytes | None] = {}
         for name, value in changes.items():
             hashed = self._records.hash_name(name)
@@ -225,37 +235,52 @@ class SealedStore:
             added=[self._records.weight(each, tag) for each, tag in added.items()],
             more=len(added) - len(removed),
         )
-        self._write(self._sealed_key, root, records)
-        for each in records:
-            self._tags.pop(each, None)
-        self._tags |= added
+        self._write(self._sealed_key, root, records, added)
 
-    def _write(self, sealed_key: bytes, root: Root, records: Mapping[bytes, bytes | None]) -> None:
-        """The one way to the disk: what was acknowledged before is still the last; then write, remember, and return."""
-        if root.generation and self._register is not None and self._register.read() != self._digest:
-            raise self._broken(RollbackError("a copy of this store has been written elsewhere since"))
+    def _write(
+        self,
+        sealed_key: bytes,
+        root: Root,
+        records: Mapping[bytes, bytes | None],
+        added: Mapping[bytes, bytes],
+    ) -> None:
+        """The one way to the disk: write, remember, and only then believe it.
+
+        Until the end the store counts as broken: whatever interrupts this leaves no memory that the file is not like.
+        """
+        before = self._digest
         encrypted = self._records.encrypt_root(root)
+        digest = root_digest(sealed_key, encrypted)
+        self._fault = StorageError("the store's last write was interrupted", mend="open it again")
         try:
             self._database.commit(sealed_key=sealed_key, root=encrypted, records=records)
-            digest = root_digest(sealed_key, encrypted)
             if self._register is not None:
-                self._register.write(digest)
-        except BaseException as problem:
-            self._recover(problem)
+                self._register.write(digest, after=before)
+            for each in records:
+                self._tags.pop(each, None)
+            self._tags.update(added)
+            self._root, self._sealed_key, self._digest = root, sealed_key, digest
+        except StorageError:
+            self._recover()
             raise
-        self._root, self._sealed_key, self._digest = root, sealed_key, digest
+        except RollbackError:
+            raise self._broken(RollbackError("a copy of this store has been written elsewhere since")) from None
+        except AdytonError as problem:
+            raise self._broken(problem) from None
+        except BaseException:
+            self._database.close()
+            raise
+        self._fault = None
 
-    def _recover(self, problem: BaseException) -> None:
-        """After a failed write: go on if the file is as it was, else serve nothing more. Opening it again decides."""
-        if isinstance(problem, SealedDataError):
-            self._broken(problem)
-            return
-        with contextlib.suppress(AdytonError, AttributeError):
+    def _recover(self) -> None:
+        """After a commit that the disk did not take: go on if the file is as it was. Else opening it again decides."""
+        with contextlib.suppress(AdytonError):
+            self._database.reopen()
             found = self._database.meta()
             if found is not None and root_digest(*found) == self._digest:
+                self._fault = None
                 return
-        text = f"the store's last write failed, and whether it happened is not known: {type(problem).__name__}"
-        self._broken(StorageError(text, mend="open it again"))
+        self._database.close()
 
     def _broken(self, problem: AdytonError) -> AdytonError:
         self._fault = problem
@@ -301,8 +326,3 @@ class Transaction:
     def changes(self) -> Mapping[str, bytes | None]:
         """What was changed: a value, or None for what is removed."""
         return self._changes
-
-
-def _find_register(sealer: Sealer, name: str) -> FreshnessRegister | None:
-    label = hashlib.sha256(_CONTEXT + name.encode()).digest()
-    return sealer.source.register(sealer.source.current(sealer.policy), label)

@@ -7,7 +7,7 @@ shape. `adyton.sealing` makes sealed data of it; adyton.testing.sealers checks t
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 KEY_BYTES: Final = 32
@@ -51,7 +51,7 @@ class SealingKey:
     `tcb`: the security version of the hardware and firmware that it was made at, for a reader.
     """
 
-    key: bytes
+    key: bytes = field(repr=False)
     binding: Binding
     request: bytes
     tcb: str
@@ -63,8 +63,12 @@ class FreshnessRegister(Protocol):
     def read(self) -> bytes | None:
         """What was written last; None if nothing ever was. Raises `KeyUnavailableError`."""
 
-    def write(self, value: bytes) -> None:
-        """Written for good when this returns. Raises `KeyUnavailableError`; then either value may be in it."""
+    def write(self, value: bytes, *, after: bytes | None) -> None:
+        """Written for good when this returns, if what was in it is `after`; else `RollbackError`, and nothing happened.
+
+        Of several writers after the same value one succeeds. Raises `KeyUnavailableError` too; then either value may
+        be in it.
+        """
 
 
 class KeySource(Protocol):
@@ -87,7 +91,8 @@ class KeySource(Protocol):
     def new_key(self, policy: SealPolicy) -> SealingKey:
         """A key for new data, at the present security version. Equal or fresh each time, as the source likes.
 
-        Raises `UnsupportedError` as `current`, and `KeyUnavailableError` if the hardware or the service fails.
+        Raises `UnsupportedError` as `current`, `KeyUnavailableError` if the hardware or the service fails, and
+        `UnsealError` if a service outside does not give keys to this enclave.
         """
 
     def same_key(self, binding: Binding, request: bytes) -> bytes:
@@ -100,4 +105,7 @@ class KeySource(Protocol):
         """
 
     def register(self, binding: Binding, label: bytes) -> FreshnessRegister | None:
-        """The register of that name (32 bytes), for whoever `binding` lets in; None: this hardware has none."""
+        """The register of that name (32 bytes), for whoever `binding` lets in; None: this hardware has none.
+
+        `UnsealError` if that is not this enclave, here or when it is used.
+        """

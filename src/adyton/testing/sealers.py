@@ -21,7 +21,7 @@ from typing import ClassVar, Protocol
 
 import pytest
 
-from adyton.errors import AdytonError, SealedDataError, UnsealError, UnsupportedError
+from adyton.errors import AdytonError, RollbackError, SealedDataError, UnsealError, UnsupportedError
 from adyton.sealing.sealer import Sealer
 from adyton.tee.sealing import (
     KEY_BYTES,
@@ -204,8 +204,8 @@ class KeySourceConformance:
         if register is None:
             return
         assert register.read() is None
-        for value in VALUES:
-            register.write(value)
+        for before, value in zip((None, *VALUES), VALUES, strict=False):
+            register.write(value, after=before)
             again = world.source()
             found = again.register(again.current(policy), LABEL)
             assert found is not None
@@ -213,6 +213,20 @@ class KeySourceConformance:
         other = source.register(source.current(policy), LABEL[::-1])
         assert other is not None
         assert other.read() is None
+
+    def test_of_two_writers_after_one_value_one_succeeds(self, world: SealingWorld, policy: SealPolicy) -> None:
+        first, second = (source.register(source.current(policy), LABEL) for source in (world.source(), world.source()))
+        if first is None or second is None:
+            return
+        first.write(VALUES[0], after=None)
+        for wrong in (None, VALUES[1]):
+            with pytest.raises(RollbackError):
+                second.write(VALUES[1], after=wrong)
+        assert second.read() == VALUES[0]
+        second.write(VALUES[1], after=VALUES[0])
+        with pytest.raises(RollbackError):
+            first.write(VALUES[0], after=VALUES[0])
+        assert first.read() == VALUES[1]
 
     def test_a_register_is_not_for_other_code(self, world: SealingWorld) -> None:
         if SealPolicy.MEASUREMENT not in self.policies:
@@ -223,11 +237,11 @@ class KeySourceConformance:
         assert (register is not None) == self.has_registers
         if register is None:
             return
-        register.write(VALUES[0])
+        register.write(VALUES[0], after=None)
         with contextlib.suppress(AdytonError):
             theirs = other.register(binding, LABEL)
             assert theirs is not None
-            theirs.write(VALUES[1])
+            theirs.write(VALUES[1], after=VALUES[0])
         assert register.read() == VALUES[0]
 
     def test_a_register_survives_an_update(self, world: SealingWorld, policy: SealPolicy) -> None:
@@ -236,7 +250,7 @@ class KeySourceConformance:
         assert (register is not None) == self.has_registers
         if register is None:
             return
-        register.write(VALUES[1])
+        register.write(VALUES[1], after=None)
         updated = world.source(tcb=2)
         found = updated.register(updated.current(policy), LABEL)
         assert found is not None

@@ -27,10 +27,10 @@ from adyton.tee.simulated.format import (
     encode_simulated,
     signature_input,
 )
-from adyton.tee.simulated.signed_code import SignedCode
 from adyton.tee.simulated.root_file import SimulatedRoot, default_directory, load_or_make_root
 from adyton.tee.simulated.sealing_platform import Registers, SealingHardware
 from adyton.tee.simulated.signature import sign_low_s
+from adyton.tee.simulated.signed_code import SignedCode
 
 RENEW_BEFORE_END: Final = timedelta(hours=1)
 

@@ -8,7 +8,7 @@ import struct
 import threading
 from typing import Final
 
-from adyton.errors import KeyUnavailableError, SealedDataError, UnsealError, UnsupportedError
+from adyton.errors import KeyUnavailableError, RollbackError, SealedDataError, UnsealError, UnsupportedError
 from adyton.tee.sealing import KEY_BYTES, REGISTER_BYTES, Binding, FreshnessRegister, SealingKey, SealPolicy
 from adyton.tee.simulated.sealing_format import (
     HEAD,
@@ -83,11 +83,15 @@ class SimulatedSealing:
                 self._connection.sendall(HEAD.pack(operation, len(payload)) + payload)
                 status, length = HEAD.unpack(self._receive(HEAD.size))
                 reply = self._receive(length if length <= MAX_BYTES else -1)
-            except (OSError, ValueError) as problem:
+            except BaseException as problem:
                 self._connection.close()
+                if not isinstance(problem, (OSError, ValueError)):
+                    raise
                 raise KeyUnavailableError("the simulation's hardware does not answer") from problem
         if status == Answer.OK:
             return reply
+        if status == Answer.OTHER_VALUE:
+            raise RollbackError("the register holds another value: somebody else has written it since")
         text = reply.decode("utf-8", "backslashreplace")
         raise UnsealError(text) if status == Answer.REFUSED else KeyUnavailableError(f"the simulation failed: {text}")
 
@@ -124,10 +128,10 @@ class _Register:
     def read(self) -> bytes | None:
         return self._hardware.ask(Operation.READ, READ.pack(self._policy, self._label)) or None
 
-    def write(self, value: bytes) -> None:
+    def write(self, value: bytes, *, after: bytes | None) -> None:
         if len(value) != REGISTER_BYTES:
             raise ValueError(f"a register has {REGISTER_BYTES} bytes, not {len(value)}")
-        self._hardware.ask(Operation.WRITE, WRITE.pack(self._policy, self._label, value))
+        self._hardware.ask(Operation.WRITE, WRITE.pack(self._policy, self._label, value) + (after or b""))
 
 
 def _check_owner(binding: Binding, identity: SealingIdentity) -> None:
@@ -138,7 +142,7 @@ def _check_owner(binding: Binding, identity: SealingIdentity) -> None:
             raise UnsealError(f"the measurement is {mine}; the data was sealed for {binding.subject.hex()}")
         return
     if binding.policy is not SealPolicy.SIGNER:
-        raise UnsupportedError(f"the simulation has no keys for {binding.policy.name.lower()}")
+        raise UnsealError(f"the policy is {binding.policy.name.lower()}, for which the simulation has no keys")
     if not identity.signer:
         raise UnsealError(f"{_UNSIGNED}; the data was sealed for the signer {binding.subject.hex()}")
     if binding.subject != identity.signer:

@@ -4,7 +4,7 @@
         IDENTITY  nothing                              → measurement 48, tcb 4, version 4, signer 1 + n, product
         KEY       policy 1, version 4, tcb 4, key id 32 → key 32
         READ      policy 1, label 32                   → value 32, or nothing
-        WRITE     policy 1, label 32, value 32         → nothing
+        WRITE     policy 1, label 32, value 32, after  → nothing; `after`: what is in it, 32 or nothing
     reply     status 1, length 2, then the answer, or why not
 
 As EGETKEY of SGX does, the hardware mixes in what it knows itself, and takes from the enclave only what may be lower:
@@ -44,6 +44,7 @@ class Answer(enum.IntEnum):
     OK = 0
     REFUSED = 1
     FAILED = 2
+    OTHER_VALUE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

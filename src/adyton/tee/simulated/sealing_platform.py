@@ -6,12 +6,14 @@ Everything is derived from the key of the platform's root, which lies in a file 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import socket
 import struct
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from adyton.tee.sealing import KEY_BYTES, REGISTER_BYTES, SealPolicy
-from adyton.tee.simulated.signed_code import SignedCode
 from adyton.tee.simulated.sealing_format import (
     HEAD,
     KEY,
@@ -31,6 +32,7 @@ from adyton.tee.simulated.sealing_format import (
     SealingIdentity,
     encode_identity,
 )
+from adyton.tee.simulated.signed_code import SignedCode
 
 _DOMAIN: Final = b"adyton simulated sealing v1\0"
 
@@ -52,23 +54,53 @@ class Registers:
             return value if len(value) == REGISTER_BYTES else None
         return None
 
-    def write(self, name: str, value: bytes) -> None:
-        """Written for good when this returns. Raises OSError."""
+    def write(self, name: str, value: bytes, after: bytes | None) -> bool:
+        """Written for good when this returns True; False if what was in it is not `after`. Raises OSError."""
+        with self._guard, self._alone():
+            if self.read(name) != after:
+                return False
+            if self._directory is None:
+                self._values[name] = value
+            else:
+                _replace(self._directory, name, value)
+            return True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes meanwhile: the registers are one machine's, whichever of its programs has them."""
         if self._directory is None:
-            self._values[name] = value
+            yield
             return
-        with self._guard:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=".register-", dir=self._directory)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(value)
-                    file.flush()
-                    os.fsync(descriptor)
-                Path(temporary).replace(self._directory / name)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _replace(directory: Path, name: str, value: bytes) -> None:
+    """Replace a file whole, so that it stays replaced when the power fails."""
+    descriptor, temporary = tempfile.mkstemp(prefix=".register-", dir=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(value)
+            file.flush()
+            os.fsync(descriptor)
+        Path(temporary).replace(directory / name)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class _OtherValueError(Exception):
+    """Another value is in the register than its writer thought."""
 
 
 class SealingHardware:
@@ -102,6 +134,8 @@ class SealingHardware:
             return Answer.OK, self._answer(Operation(operation), payload)
         except PermissionError as problem:
             return Answer.REFUSED, str(problem).encode()
+        except _OtherValueError:
+            return Answer.OTHER_VALUE, b""
         except (ValueError, struct.error, OSError) as problem:
             return Answer.FAILED, f"{type(problem).__name__}: {problem}".encode()[:200]
 
@@ -114,8 +148,9 @@ class SealingHardware:
         if operation is Operation.READ:
             policy, label = READ.unpack(payload)
             return self._registers.read(self._register(SealPolicy(policy), label)) or b""
-        policy, label, value = WRITE.unpack(payload)
-        self._registers.write(self._register(SealPolicy(policy), label), value)
+        policy, label, value = WRITE.unpack(payload[: WRITE.size])
+        if not self._registers.write(self._register(SealPolicy(policy), label), value, payload[WRITE.size :] or None):
+            raise _OtherValueError
         return b""
 
     def _key(self, policy: SealPolicy, version: int, tcb: int, key_id: bytes) -> bytes:
