@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("enclave", "grpc_application", "control", "evidence", "attestation", "keeper")
+NAMES = ("enclave", "grpc_application", "control", "evidence", "attestation", "keeper", "secrets", "key_release")
 OWN = [f"adyton/proto/{name}.proto" for name in NAMES]
 #: (folder that imports start from, .proto files below it, whether services are in them)
 SOURCES: list[tuple[str, list[str], bool]] = [

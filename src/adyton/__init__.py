@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from adyton.enclave.application import TrustedApplication as TrustedApplication
     from adyton.enclave.grpc_application import AioGrpcApplication as AioGrpcApplication
     from adyton.enclave.grpc_application import GrpcApplication as GrpcApplication
+    from adyton.enclave.key_release import KeyReleaseApplication as KeyReleaseApplication
+    from adyton.enclave.vault import reseal as reseal
+    from adyton.enclave.vault import seal as seal
+    from adyton.enclave.vault import unseal as unseal
     from adyton.errors import AdytonError as AdytonError
     from adyton.errors import ApplicationError as ApplicationError
     from adyton.errors import ConfigurationError as ConfigurationError
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from adyton.proto.enclave_pb2 import EnclaveFinal as EnclaveFinal
     from adyton.proto.enclave_pb2 import EnclaveInput as EnclaveInput
     from adyton.proto.enclave_pb2 import EnclaveOutput as EnclaveOutput
+    from adyton.sealing.file import SealedFile as SealedFile
+    from adyton.sealing.store import SealedStore as SealedStore
 
 __version__ = "0.1.0"
 
@@ -64,9 +70,12 @@ _HOMES: dict[str, str | None] = {
     "EnclaveManager": "adyton.host.manager",
     "EnclaveOutput": "adyton.proto.enclave_pb2",
     "GrpcApplication": "adyton.enclave.grpc_application",
+    "KeyReleaseApplication": "adyton.enclave.key_release",
     "Membership": "adyton.atls.membership",
     "Peer": "adyton.atls.peer",
     "Policy": "adyton.policy.document",
+    "SealedFile": "adyton.sealing.file",
+    "SealedStore": "adyton.sealing.store",
     "StatusCode": "adyton.errors",
     "TrustedApplication": "adyton.enclave.application",
     "aio": None,
@@ -74,6 +83,9 @@ _HOMES: dict[str, str | None] = {
     "errors": None,
     "join": "adyton.atls.membership",
     "peer": "adyton.atls.peer",
+    "reseal": "adyton.enclave.vault",
+    "seal": "adyton.enclave.vault",
+    "unseal": "adyton.enclave.vault",
 }
 
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  names, all of them

@@ -225,7 +225,7 @@ class KeyUnavailableError(AdytonError):
 
 
 class StorageError(AdytonError):
-    """The disk is full, read-only or broken, or what was on it is closed. What was acknowledged before is still there."""
+    """The disk is full, read-only or broken, or a store is closed. What was acknowledged before is still there."""
 
     status = StatusCode.RESOURCE_EXHAUSTED
     exit_code = ExitCode.FAILED

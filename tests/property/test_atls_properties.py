@@ -29,6 +29,7 @@ from channel_parties import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutating import bit_flips, mutations
+from vaults import make_vault
 
 from adyton.atls.attestation import Attestation
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes, Quote, tree
@@ -298,7 +299,7 @@ class AnyQuote:
 def served(talk: Callable[[socket.socket], object]) -> list[BaseException]:
     """What ended the serving thread, if anything did, while `talk` was at the other end."""
     ended: list[BaseException] = []
-    keeper = Keeper(local_identity(), BatchedQuotes(AnyQuote()))
+    keeper = Keeper(local_identity(), BatchedQuotes(AnyQuote()), make_vault())
     mine, theirs = socket.socketpair()
 
     def serve() -> None:

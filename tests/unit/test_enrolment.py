@@ -29,6 +29,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from vaults import make_vault
 
 from adyton.atls.ages import EXTENDABLE_MAX_AGE_SECONDS, max_age_seconds
 from adyton.atls.batch import DeviceQuotes
@@ -617,6 +618,7 @@ def context(folder: Path, *documents: bytes) -> EnclaveContext:
         keeper=None,
         request_stop=lambda _reason: None,
         reference_values=documents,
+        vault=make_vault(),
     )
 
 

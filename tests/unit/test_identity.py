@@ -5,11 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from adyton.atls.certificates import BACKDATED, CA_LIFETIME, Issued, key_pem, pem
-from adyton.atls.identity import LEAF_LIFETIME, Identity, LocalIdentity, chain_pem
+from adyton.atls.identity import LEAF_LIFETIME, Identity, KeptCa, LocalIdentity, chain_pem
+from adyton.errors import StorageError
 from adyton.testing.forgery import NOW
 
 NAMES = ("atls.internal", "b.example")
@@ -24,8 +26,8 @@ class Clock:
         return self.now
 
 
-def made(clock: Clock, leaf_lifetime: timedelta = LEAF_LIFETIME) -> LocalIdentity:
-    return LocalIdentity(names=NAMES, claims=b"claims", clock=clock, leaf_lifetime=leaf_lifetime)
+def made(clock: Clock, leaf_lifetime: timedelta = LEAF_LIFETIME, kept: KeptCa | None = None) -> LocalIdentity:
+    return LocalIdentity(names=NAMES, claims=b"claims", clock=clock, leaf_lifetime=leaf_lifetime, kept=kept)
 
 
 def ends(issued: Issued) -> datetime:
@@ -82,7 +84,7 @@ def test_the_leaves_of_a_month_are_known_and_older_ones_are_not() -> None:
     assert identity.find(identity.ca.spki_sha256) is None
 
 
-def test_a_ca_is_another_at_half_its_life_and_leaves_keep_their_own() -> None:
+def test_a_cas_certificate_is_another_at_half_its_life_and_its_key_the_same() -> None:
     clock = Clock()
     source = made(clock)
     first_ca = source.current().ca
@@ -91,7 +93,9 @@ def test_a_ca_is_another_at_half_its_life_and_leaves_keep_their_own() -> None:
     assert last.ca is first_ca
     clock.now += LEAF_LIFETIME / 2
     identity = source.current()
-    assert identity.ca.spki_sha256 != first_ca.spki_sha256
+    assert identity.ca.spki_sha256 == first_ca.spki_sha256
+    assert identity.ca.certificate != first_ca.certificate
+    identity.leaf.certificate.verify_directly_issued_by(first_ca.certificate)  # for those who have pinned that
     assert [leaf.issuer for leaf in identity.leaves] == [identity.ca, first_ca, first_ca]
     assert ends(identity.ca) == clock.now + CA_LIFETIME
     for leaf in identity.leaves:
@@ -141,3 +145,62 @@ def test_grpc_gets_the_key_and_the_chain_in_pem() -> None:
     assert x509.load_pem_x509_certificates(chain_pem(identity)) == [identity.leaf.certificate, identity.ca.certificate]
     key = load_pem_private_key(key_pem(identity.leaf.key), None)
     assert key.public_key() == identity.leaf.certificate.public_key()
+
+
+def test_a_rotation_is_another_key_and_forgets_the_leaves() -> None:
+    source = made(Clock())
+    before = source.current()
+    after = source.rotate()
+    assert source.current() is after
+    assert after.ca.spki_sha256 != before.ca.spki_sha256
+    assert after.leaves == (after.leaf,)
+    assert after.find(before.leaf.spki_sha256) is None
+
+
+class Kept:
+    """Keeps a CA in memory, or fails to."""
+
+    def __init__(self) -> None:
+        self.ca: Issued | None = None
+        self.full = False
+
+    def load(self) -> Issued | None:
+        return self.ca
+
+    def save(self, ca: Issued) -> None:
+        if self.full:
+            raise StorageError("full")
+        self.ca = ca
+
+
+def test_a_kept_ca_is_the_same_after_a_restart() -> None:
+    clock, kept = Clock(), Kept()
+    first = made(clock, kept=kept).current()
+    clock.now += timedelta(days=1)
+    second = made(clock, kept=kept).current()
+    assert second.ca.certificate == first.ca.certificate
+    assert second.leaf.spki_sha256 != first.leaf.spki_sha256
+    clock.now += CA_LIFETIME
+    third = made(clock, kept=kept).current()
+    assert (third.ca.spki_sha256, ends(third.ca)) == (first.ca.spki_sha256, clock.now + CA_LIFETIME)
+    rotated = made(clock, kept=kept).rotate()
+    assert made(clock, kept=kept).current().ca.spki_sha256 == rotated.ca.spki_sha256 != first.ca.spki_sha256
+
+
+def test_a_rotation_that_can_not_be_kept_does_not_happen() -> None:
+    clock, kept = Clock(), Kept()
+    source = made(clock, kept=kept)
+    before = source.current()
+    kept.full = True
+    with pytest.raises(StorageError):
+        source.rotate()
+    assert source.current() is before
+
+
+def test_a_kept_ca_of_the_future_is_made_anew_with_its_key() -> None:
+    clock, kept = Clock(), Kept()
+    first = made(clock, kept=kept).current()
+    clock.now -= timedelta(days=30)  # the host's clock
+    second = made(clock, kept=kept).current()
+    assert second.ca.spki_sha256 == first.ca.spki_sha256
+    assert second.ca.certificate.not_valid_before_utc < clock.now

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from channel_parties import CLAIMS, NAMES, VendorDevice, slow_device
+from vaults import make_vault
 
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes, Quote, QuoteSource
 from adyton.atls.binding import fold, report_data
 from adyton.atls.certificates import Issued, key_pem
-from adyton.atls.identity import Identity, IdentitySource, LocalIdentity
+from adyton.atls.identity import Identity, LocalIdentity, RotatingIdentity
 from adyton.enclave.keeper import Keeper, KeeperClient
 from adyton.errors import ApplicationError, EvidenceError, StatusCode
 from adyton.proto import keeper_pb2
@@ -43,11 +44,15 @@ class Source:
         self.asked += 1
         return self.identity
 
+    def rotate(self) -> Identity:
+        self.identity = LocalIdentity(names=NAMES, claims=CLAIMS).current()
+        return self.identity
+
 
 @contextlib.contextmanager
-def kept(identity: IdentitySource | None = None, quotes: QuoteSource | None = None) -> Iterator[socket.socket]:
+def kept(identity: RotatingIdentity | None = None, quotes: QuoteSource | None = None) -> Iterator[socket.socket]:
     """A server process's end of the socket pair; the other end is served."""
-    keeper = Keeper(identity or Source(), BatchedQuotes(quotes or DeviceQuotes(VendorDevice())))
+    keeper = Keeper(identity or Source(), BatchedQuotes(quotes or DeviceQuotes(VendorDevice())), make_vault())
     mine, theirs = socket.socketpair()
     thread = threading.Thread(target=keeper.serve, args=(theirs,))
     thread.start()
@@ -178,7 +183,7 @@ def test_threads_of_one_process_get_each_its_own_answer() -> None:
 
 
 def test_a_process_that_is_gone_ends_its_thread_and_no_other() -> None:
-    keeper = Keeper(Source(), BatchedQuotes(DeviceQuotes(VendorDevice())))
+    keeper = Keeper(Source(), BatchedQuotes(DeviceQuotes(VendorDevice())), make_vault())
     pairs = [socket.socketpair() for _ in range(2)]
     threads = [threading.Thread(target=keeper.serve, args=(theirs,)) for _, theirs in pairs]
     for thread in threads:

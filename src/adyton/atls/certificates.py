@@ -124,9 +124,9 @@ def issue_open_client(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     )
 
 
-def make_ca(now: datetime) -> Issued:
-    """An enclave's own CA, for `CA_LIFETIME`. It issues leaves only."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def make_ca(now: datetime, key: ec.EllipticCurvePrivateKey | None = None) -> Issued:
+    """An enclave's own CA, for `CA_LIFETIME`, of a new key or of one that it had. It issues leaves only."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
     name = _name(f"ATLS enclave CA {_short(key.public_key())}")
     builder = _builder(name, name, key.public_key(), (now - BACKDATED, now + CA_LIFETIME))
     return Issued(key=key, certificate=_sign_ca(builder, key))

@@ -1,5 +1,8 @@
 """What an enclave is to its clients: its CA, the certificate of its server, and the claims. Made inside, kept inside.
 
+The CA's key is the enclave's name for as long as it lives, and where it can be kept, for as long as its code does:
+certificates are renewed with it, and another key is an order of the owner's (`rotate`).
+
 The keys are one set for all server processes of an enclave, since a client may probe one process and be served by the
 next. `LocalIdentity` makes and renews them; `Identity` is what they are at one moment.
 """
@@ -58,8 +61,28 @@ class IdentitySource(Protocol):
         """The identity as it is now. May block for a moment; safe in threads."""
 
 
+class RotatingIdentity(IdentitySource, Protocol):
+    """One that can be told to begin anew."""
+
+    def rotate(self) -> Identity:
+        """From now on with another CA, of another key; clients that knew the last one attest again."""
+
+
+class KeptCa(Protocol):
+    """What outlives the enclave, of its identity."""
+
+    def load(self) -> Issued | None:
+        """The CA that was saved last."""
+
+    def save(self, ca: Issued) -> None:
+        """Kept for good when this returns."""
+
+
 class LocalIdentity:
-    """Makes an identity and renews it: the leaf at half its life, and the CA at half of its own."""
+    """Makes an identity and renews it: the leaf at half its life, and the CA's certificate at half of its own.
+
+    `kept`: where the CA is kept beyond the enclave's life; None: it is not.
+    """
 
     def __init__(
         self,
@@ -68,26 +91,46 @@ class LocalIdentity:
         claims: bytes,
         leaf_lifetime: timedelta = LEAF_LIFETIME,
         clock: Clock = lambda: datetime.now(UTC),
+        kept: KeptCa | None = None,
     ) -> None:
         self._names = names
         self._claims = claims
         self._leaf_lifetime = leaf_lifetime
         self._clock = clock
+        self._kept = kept
         self._guard = threading.Lock()
         now = clock()
-        self._ca_renew_at = now + CA_LIFETIME / 2
-        self._current = self._renewed(make_ca(now), (), now)
+        ca = kept.load() if kept else None
+        self._current = self._renewed(self._ca(ca, now), (), now)
 
     def current(self) -> Identity:
         """As IdentitySource says."""
         now = self._clock()
         with self._guard:
             if now >= self._current.renew_at:
-                ca = self._current.ca
-                if now >= self._ca_renew_at:
-                    ca, self._ca_renew_at = make_ca(now), now + CA_LIFETIME / 2
-                self._current = self._renewed(ca, self._current.leaves, now)
+                self._current = self._renewed(self._ca(self._current.ca, now), self._current.leaves, now)
             return self._current
+
+    def rotate(self) -> Identity:
+        """From now on with another CA, of another key. Clients that knew the last one's certificate attest again.
+
+        Leaves of the last one are known no more. Raises what keeping the CA raises; then all is as it was.
+        """
+        now = self._clock()
+        with self._guard:
+            self._current = self._renewed(self._save(make_ca(now)), (), now)
+            return self._current
+
+    def _ca(self, ca: Issued | None, now: datetime) -> Issued:
+        """That CA while it is young, else one of the same key; a new one if there is none."""
+        if ca is not None and ca.certificate.not_valid_before_utc <= now < _renew_ca_at(ca):
+            return ca
+        return self._save(make_ca(now, ca.key if ca else None))
+
+    def _save(self, ca: Issued) -> Issued:
+        if self._kept is not None:
+            self._kept.save(ca)
+        return ca
 
     def _renewed(self, ca: Issued, before: tuple[Issued, ...], now: datetime) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -98,6 +141,10 @@ class LocalIdentity:
             claims=self._claims,
             renew_at=now + self._leaf_lifetime / 2,
         )
+
+
+def _renew_ca_at(ca: Issued) -> datetime:
+    return ca.certificate.not_valid_after_utc - CA_LIFETIME / 2
 
 
 def chain_pem(identity: Identity) -> bytes:

@@ -15,6 +15,8 @@ from adyton.errors import ConfigurationError
 
 ATTESTATION_PREFIX: Final = "/adyton.atls.Attestation/"
 """How the methods begin by which callers enrol: they are anyone's to call, whatever [access] says."""
+OWN_PREFIXES: Final = (ATTESTATION_PREFIX, "/adyton.Secrets/")
+"""And with those of owners' orders, which are signed: neither [access] nor interceptors of the application see them."""
 MAX_DEPTH: Final = 8
 MAX_NODES: Final = 1000
 MAX_MEASUREMENT_BYTES: Final = 64

@@ -22,6 +22,7 @@ from adyton.errors import ConfigurationError
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _APPLICATION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_KEY_ID = re.compile(r"[0-9a-f]{64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 #: Variables that steer the interpreter, the loader or a library: never the host's to set, whatever enclave.toml says.
 _STEERING = re.compile(
@@ -33,6 +34,8 @@ _STEERING = re.compile(
 MAX_TOML_BYTES = 64 * 1024
 #: OVMF needs memory beside the image that it loads; with less it stops without a word.
 OVMF_LEAST_MB = 384
+#: A smaller disk has hardly room for its file system's journal.
+STATE_LEAST_MB = 16
 _DAY_MS = 24 * 3600 * 1000
 
 T = TypeVar("T")
@@ -103,12 +106,59 @@ class ServerSettings:
 class VmSettings:
     """[vm]: the virtual machine that the enclave gets where it runs in one.
 
-    `firmware`: "none", and the launcher measures what it boots; "ovmf", and OVMF does, as in clouds.
+    `firmware`: "none", and the launcher measures what it boots; "ovmf", and OVMF does, as in clouds. `state_mb`: the
+    size of the disk for what outlives the enclave, where the host gives it a state folder; 0: it takes none.
     """
 
     memory_mb: int = _within(512, 256, 1024 * 1024)
     cpus: int = _within(1, 1, 64)
     firmware: str = _one_of("none", "ovmf")
+    state_mb: int = _within(256, 0, 1024 * 1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseSettings:
+    """[sealing.release]: the enclave that releases keys: what it must be (a policy in the bundle), and where it is.
+
+    The address may come from the host instead, who is not trusted with it: only what meets the policy is asked.
+    """
+
+    policy: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KmsSettings:
+    """[sealing.kms]: a key of AWS KMS, by its ARN, and where KMS is reached, if not at its region's own endpoint."""
+
+    key: str = ""
+    endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealingSettings:
+    """[sealing]: where sealing keys come from, and whom they are for.
+
+    `source`: "tee" is the hardware that the enclave runs on. `policy`: "measurement" is this very code; "signer" is all
+    code that one of `signers` signed for the same name, of this `version` or later. `min_version`: data that was sealed
+    by an earlier version is refused. A signer is the SHA-256 of its public key, as `adyton new-key` prints it; on SGX,
+    MRSIGNER.
+    """
+
+    source: str = _one_of("tee", "release", "aws-kms")
+    policy: str = _one_of("measurement", "signer")
+    signers: tuple[str, ...] = ()
+    version: int = _within(1, 1, 65535)
+    min_version: int = _within(1, 1, 65535)
+    release: ReleaseSettings = ReleaseSettings()
+    kms: KmsSettings = KmsSettings()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretsSettings:
+    """[secrets]: who may send secrets to the enclave, as `adyton new-key` prints keys: 64 hexadecimal digits each."""
+
+    owners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +176,8 @@ class Settings:
     logging: LoggingSettings = LoggingSettings()
     server: ServerSettings = ServerSettings()
     vm: VmSettings = VmSettings()
+    sealing: SealingSettings = SealingSettings()
+    secrets: SecretsSettings = SecretsSettings()
     access: AccessSettings = field(default=AccessSettings())
 
 
@@ -199,7 +251,10 @@ def _check_words(settings: Settings) -> None:
             raise ConfigurationError(f"enclave.toml: 'include' has {path!r}, which the standard library's would hide")
     if settings.vm.firmware == "ovmf" and settings.vm.memory_mb < OVMF_LEAST_MB:
         raise ConfigurationError(f"enclave.toml: with 'vm.firmware' ovmf, 'vm.memory_mb' is {OVMF_LEAST_MB} or more")
+    if 0 < settings.vm.state_mb < STATE_LEAST_MB:
+        raise ConfigurationError(f"enclave.toml: 'vm.state_mb' is {STATE_LEAST_MB} or more, or 0 for no state")
     _check_names(settings)
+    _check_sealing(settings)
 
 
 def _check_names(settings: Settings) -> None:
@@ -210,3 +265,20 @@ def _check_names(settings: Settings) -> None:
     for name in settings.environment.allow:
         if not _VARIABLE.fullmatch(name) or _STEERING.match(name):
             raise ConfigurationError(f"enclave.toml: 'environment.allow' has {name!r}, which a host may not set")
+
+
+def _check_sealing(settings: Settings) -> None:
+    sealing = settings.sealing
+    if sealing.min_version > sealing.version:
+        raise ConfigurationError("enclave.toml: 'sealing.min_version' is more than 'sealing.version'")
+    if sealing.policy == "signer" and not sealing.signers:
+        raise ConfigurationError("enclave.toml: 'sealing.policy' signer needs 'sealing.signers'")
+    if sealing.source == "release" and not sealing.release.policy:
+        raise ConfigurationError("enclave.toml: 'sealing.source' release needs 'sealing.release.policy'")
+    if sealing.source == "aws-kms" and not sealing.kms.key:
+        raise ConfigurationError("enclave.toml: 'sealing.source' aws-kms needs 'sealing.kms.key'")
+    for name, keys in (("sealing.signers", sealing.signers), ("secrets.owners", settings.secrets.owners)):
+        for key in keys:
+            if not _KEY_ID.fullmatch(key):
+                mend = "64 digits, as `adyton new-key` prints them"
+                raise ConfigurationError(f"enclave.toml: {name!r} has {key[:80]!r}", mend=mend)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adyton.cli.main import say
 from adyton.errors import ConfigurationError
-from adyton.host.bundles import Bundle
+from adyton.host.bundles import Bundle, signature_path
 
 _TECHNOLOGIES = ("nitro", "sev-snp", "tdx", "vm")
 #: Option → the technologies of which one has to be asked for, or the option would do nothing.
@@ -49,10 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         bundle = Bundle.build(arguments.project)
         measurements = bundle.measurements()
-    for path in bundle.save(output, measurements):
+    written = bundle.save(output, measurements)
+    for path in written:
         say(f"wrote {path}")
+    _check_signature(written[0])
     print(json.dumps(measurements, indent=2, sort_keys=True) if arguments.json else bundle.sha256.hex())
     return 0
+
+
+def _check_signature(bundle: Path) -> None:
+    """Of a signature beside it that no longer fits, whoever builds shall know before it is run."""
+    try:
+        Bundle.load(bundle).signed_code()
+    except ConfigurationError as problem:
+        say(f"{signature_path(bundle)} is still there, and `adyton run` refuses it: {problem}")
 
 
 def _check_options(arguments: argparse.Namespace) -> None:

@@ -22,10 +22,13 @@ from adyton.errors import AdytonError, EvidenceError, ExitCode, PolicyError
 VERBS: dict[str, str] = {
     "init": "make a new project: proto, servicer, enclave.toml, test",
     "build": "make a project's bundle and its measurements.json",
+    "new-key": "make a signer's or an owner's private key, and print the id that names it",
+    "sign": "sign a bundle as a version of a product, for data that is sealed for its signer",
     "run": "start an enclave and serve until Ctrl-C or SIGTERM",
     "call": "call one method of a server, by its reflection",
     "verify-server": "whether a server is an enclave that a policy accepts",
     "export-ca": "write the CA of such an enclave to a file, for clients that can't attest",
+    "secrets": "send an owner's secrets to such an enclave, or list or replace them",
     "proxy": "let local gRPC clients that can't attest speak to such an enclave",
     "inspect": "what evidence claims, not verified",
     "verify": "whether evidence is genuine, and acceptable to a policy",

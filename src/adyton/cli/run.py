@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="project folder, or a bundle that `adyton build` wrote")
     parser.add_argument("--on", default="process", choices=sorted(LAUNCHERS), help="technology (default: %(default)s)")
     parser.add_argument("--name", help="the enclave's name (default: as in enclave.toml)")
+    parser.add_argument("--signature", type=Path, metavar="FILE", help=_SIGNATURE_HELP)
+    parser.add_argument("--state", type=Path, metavar="DIR", help="folder for what outlives the enclave")
     parser.add_argument("--address", default="localhost", help="where the server listens (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system choose (default: %(default)s)")
     parser.add_argument("--plain-tls-port", type=int, default=0, help="the same, if enclave.toml opens such a port")
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference-values", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help=_REFERENCE_HELP
     )
+    parser.add_argument("--keys-at", metavar="HOST:PORT", help="where the enclave is that releases keys to this one")
     parser.add_argument("--workers", type=int, help="server processes (default: as in enclave.toml)")
     parser.add_argument("--lifetime-ms", type=int, default=0, help="stop by itself after this long (default: never)")
     parser.add_argument(
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-directory", help="append the enclave's log to a file in this folder as well")
 
 
+_SIGNATURE_HELP = "as `adyton sign` wrote it (default: the one beside a bundle, if there is one)"
 _REFERENCE_HELP = "signed ones, for the policies in the bundle"
 
 
@@ -55,16 +59,26 @@ def run(arguments: argparse.Namespace) -> int:
     if warning := launcher(arguments.on).warning:
         say(warning)
     try:
-        _serve(Bundle.of(arguments.target), _config(arguments), arguments)
+        _serve(_bundle(arguments), _config(arguments), arguments)
     except _AskedToEndError as asked:
         say(f"{asked}: ended before it served")
     return 0
 
 
+def _bundle(arguments: argparse.Namespace) -> Bundle:
+    """What is to be run; a signature that is not of it is refused whichever launcher would look at it."""
+    bundle = Bundle.of(arguments.target)
+    if arguments.signature:
+        bundle = bundle.with_signature(arguments.signature)
+    bundle.signed_code()
+    return bundle
+
+
 def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace) -> None:
     with _Signals() as signals, EnclaveManager() as manager:
         launcher(arguments.on).prepare(bundle, say)
-        enclave = manager.load(arguments.name or bundle.settings.name, bundle, config, on=arguments.on)
+        name = arguments.name or bundle.settings.name
+        enclave = manager.load(name, bundle, config, on=arguments.on, state=arguments.state)
         output = enclave.enter_and_run()
         signals.wait_for_them()
         shown = [(words, output.Extensions[each]) for words, each in _PORTS if output.HasExtension(each)]
@@ -148,6 +162,8 @@ def _fill(config: EnclaveConfig, arguments: argparse.Namespace) -> EnclaveConfig
     if arguments.mesh_port:
         config.Extensions[extensions.mesh_port] = arguments.mesh_port
     config.Extensions[extensions.reference_values].extend(map(_read_document, arguments.reference_values))
+    if arguments.keys_at:
+        config.Extensions[extensions.key_release_address] = arguments.keys_at
     config.Extensions[extensions.server_max_lifetime_ms] = arguments.lifetime_ms
     config.Extensions[extensions.shutdown_grace_ms] = arguments.grace_ms
     if arguments.workers is not None:

@@ -17,7 +17,7 @@ import grpc.aio
 from adyton.atls.access import appraise_caller
 from adyton.atls.peer import peer
 from adyton.atls.sparing import SparingLog
-from adyton.bundle.access import ATTESTATION_PREFIX, AccessSettings, Expectation, Word
+from adyton.bundle.access import OWN_PREFIXES, AccessSettings, Expectation, Word
 from adyton.enclave.interceptors import Behavior, Handler, behavior_of, rebuild
 from adyton.errors import ConfigurationError
 
@@ -59,7 +59,7 @@ class _Expectations:
         self.ask_anything = {self._default, *self._methods.values()} != {Word.ANYONE}
 
     def of(self, method: str) -> Expectation:
-        if method.startswith(ATTESTATION_PREFIX):
+        if method.startswith(OWN_PREFIXES):
             return Word.ANYONE
         service = method.rpartition("/")[0]
         return self._methods.get(method, self._methods.get(f"{service}/*", self._default))

@@ -15,7 +15,10 @@ from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, 
 if TYPE_CHECKING:
     from adyton.atls.enrolling import CallerIdentity
     from adyton.enclave.keeper import KeeperClient
+    from adyton.enclave.vault import Vault
     from adyton.policy.document import Policy
+    from adyton.sealing.secrets import Secrets
+    from adyton.sealing.store import SealedStore
     from adyton.tee.devices import Device
 
 _log = logging.getLogger(__name__)
@@ -26,22 +29,37 @@ class EnclaveContext:
     """What an application knows about the enclave that it is in.
 
     `application_directory` holds the bundle's files and is measured; `data_directory` is the enclave's own to write,
-    empty at the start and gone at the end. `config_sha256` is of the configuration as the host sent it. `worker`
-    is the number of this server process where there are several, else None; such a process has no device, and
-    `keeper` is its connection to the one that has. `reference_values` are the signed documents that came with the
-    configuration, not verified yet. `request_stop` asks the host to finalize the enclave; a hostile host may ignore it.
+    empty at the start and gone at the end. `state_directory` outlives the enclave; None if the host gives none. The
+    host can read, change, copy and remove what is there: keep only what is sealed. `config_sha256` is of the
+    configuration as the host sent it. `worker` is the number of this server process where there are several, else
+    None; such a process has no device, and `keeper` is its connection to the one that has. `reference_values` are the
+    signed documents that came with the configuration, not verified yet. `request_stop` asks the host to finalize the
+    enclave; a hostile host may ignore it. `key_release_address` is where the host says that the key-release enclave is.
+    `vault` has what the enclave keeps.
     """
 
     name: str
     settings: Settings
     application_directory: Path
     data_directory: Path
+    state_directory: Path | None = None
     config_sha256: bytes
     device: Device | None
     worker: int | None
     keeper: KeeperClient | None
     request_stop: Callable[[str], None]
     reference_values: tuple[bytes, ...] = ()
+    key_release_address: str = ""
+    vault: Vault
+
+    @property
+    def secrets(self) -> Secrets:
+        """What the enclave's owners sent: `secrets["db-password"]`, or `secrets.wait("db-password")`; see [secrets]."""
+        return self.vault.secrets
+
+    def store(self, name: str) -> SealedStore:
+        """The sealed store of that name in the state folder, made if there is none; see `SealedStore.open`."""
+        return self.vault.store(name)
 
     def identity(self, *, role: str) -> CallerIdentity:
         """What this enclave attests itself with to another one: `adyton.connect(…, identity=…)`.

@@ -20,18 +20,19 @@ from adyton.atls.attester import Attester
 from adyton.atls.batch import BatchedQuotes, DeviceQuotes
 from adyton.atls.certificates import DEFAULT_AUDIENCE
 from adyton.atls.claims import encode_claims
-from adyton.atls.identity import IdentitySource, LocalIdentity
+from adyton.atls.identity import IdentitySource, KeptCa, LocalIdentity, RotatingIdentity
 from adyton.bundle.settings import Settings
 from adyton.enclave.application import TrustedApplication
 from adyton.enclave.ports import ATTESTED, PORTS, Numbers, open_ports
 from adyton.enclave.serving import AioServing, Listen, Serving, ThreadedServing, probe_bind
-from adyton.errors import ApplicationError, StatusCode
+from adyton.errors import ApplicationError, StatusCode, UnsupportedError
 from adyton.proto import grpc_application_pb2 as extensions
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
 from adyton.tee.devices import Device
 
 if TYPE_CHECKING:
     from adyton.atls.registrar import Registrar
+    from adyton.enclave.secrets_service import SecretsService
 
 _log = logging.getLogger(__name__)
 
@@ -157,16 +158,28 @@ class _GrpcApplicationBase(TrustedApplication):
         listen = Listen(address=plan.address, ports=plan.ports, shared=self.context.worker is not None)
         if self.context.keeper is not None:
             client = self.context.keeper
-            return self._serve(listen, self._attester(client, BatchedQuotes(client)))
+            return self._serve(listen, self._attester(client, BatchedQuotes(client)), self._secrets_service(client))
         quotes = BatchedQuotes(DeviceQuotes(self._device()))
-        identity = LocalIdentity(names=self._names(), claims=self._claims())
+        identity = LocalIdentity(names=self._names(), claims=self._claims(), kept=self._kept_ca())
         if plan.workers > 1:
             from adyton.enclave.keeper import Keeper
             from adyton.enclave.workers import WorkerPool
 
-            keeper = Keeper(identity, quotes)
+            keeper = Keeper(identity, quotes, self.context.vault)
             return WorkerPool(self.context, config, keeper=keeper, listen=listen, workers=plan.workers)
-        return self._serve(listen, self._attester(identity, quotes))
+        return self._serve(listen, self._attester(identity, quotes), self._secrets_service(identity))
+
+    def _kept_ca(self) -> KeptCa | None:
+        """Where the CA outlives the enclave: where there is a state folder, and a sealing key for what is in it."""
+        if not self.context.vault.keeps:
+            return None
+        from adyton.enclave.kept_ca import StoredCa  # not above: most enclaves keep nothing
+
+        try:
+            return StoredCa(self.context.vault.own_store("identity"))
+        except UnsupportedError as problem:
+            _log.warning("the enclave's CA is not kept: %s", problem)
+            return None
 
     def _device(self) -> Device:
         if self.context.device is None:
@@ -201,7 +214,17 @@ class _GrpcApplicationBase(TrustedApplication):
         check_against_policy(access, policy)
         return Registrar(terms=Terms(policy=policy, allow=frozenset(agreed_insecurities(access))), identity=identity)
 
-    def _serve(self, listen: Listen, attester: Attester) -> Serving:
+    def _secrets_service(self, identity: RotatingIdentity) -> SecretsService | None:
+        context, owners = self.context, self.context.settings.secrets.owners
+        if not owners:
+            return None
+        from adyton.enclave.secrets_service import SecretsService  # not above: most enclaves have no owners
+
+        return SecretsService(
+            owners=owners, identity=identity, keeper=lambda: context.keeper or context.vault.kept_secrets
+        )
+
+    def _serve(self, listen: Listen, attester: Attester, secrets: SecretsService | None) -> Serving:
         raise NotImplementedError
 
 
@@ -216,8 +239,10 @@ class GrpcApplication(_GrpcApplicationBase):
         """Add your generated servicers: `add_TranslatorServicer_to_server(Translator(), server)`."""
         raise NotImplementedError(f"{type(self).__name__} does not override add_servicers")
 
-    def _serve(self, listen: Listen, attester: Attester) -> Serving:
-        return ThreadedServing(self.context.settings, self.add_servicers, self.interceptors(), listen, attester)
+    def _serve(self, listen: Listen, attester: Attester, secrets: SecretsService | None) -> Serving:
+        return ThreadedServing(
+            self.context.settings, self.add_servicers, self.interceptors(), listen, attester, secrets
+        )
 
 
 class AioGrpcApplication(_GrpcApplicationBase):
@@ -227,5 +252,5 @@ class AioGrpcApplication(_GrpcApplicationBase):
         """Add your generated servicers, whose methods are coroutines. Called on the event loop."""
         raise NotImplementedError(f"{type(self).__name__} does not override add_servicers")
 
-    def _serve(self, listen: Listen, attester: Attester) -> Serving:
-        return AioServing(self.context.settings, self.add_servicers, self.interceptors(), listen, attester)
+    def _serve(self, listen: Listen, attester: Attester, secrets: SecretsService | None) -> Serving:
+        return AioServing(self.context.settings, self.add_servicers, self.interceptors(), listen, attester, secrets)

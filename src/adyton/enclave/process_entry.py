@@ -2,9 +2,10 @@
 
 Whoever has verified the bundle (the simulation's firmware; in a guest whoever measured what it booted) starts this with
 one argument: a JSON object with `path` (added to sys.path already), `bundle` and `data` (folders), `control_fd`, and,
-each or null, `device_fd` (to the simulation's hardware), `hardware` (how to reach a guest's, see guest/hardware.py),
-`keeper_fd` (to the first process of its enclave), `parent_pid`, `worker` (its number among the server processes of one
-enclave) and `cpu`. Packages that are not part of what was measured are compared with the bundle's lock.
+each or null, `state` (the folder that outlives the enclave), `device_fd` and `sealing_fd` (to the simulation's
+hardware), `hardware` (how to reach a guest's, see guest/hardware.py), `keeper_fd` (to the first process of its
+enclave), `parent_pid`, `worker` (its number among the server processes of one enclave) and `cpu`. Packages that are not
+part of what was measured are compared with the bundle's lock.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from adyton.proto.control_server import ControlServer
 
 if TYPE_CHECKING:
     from adyton.tee.devices import Device
+    from adyton.tee.sealing import KeySource
 
 EXIT_FINALIZED = 0
 EXIT_HOST_GONE = 80
@@ -66,11 +68,14 @@ def _serve(spec: dict[str, Any]) -> int:
     settings = parse_settings((bundle / "enclave.toml").read_bytes())
     log_threads_quietly(messages=settings.logging.exception_messages)
     server: ControlServer
+    device = _device(spec)
     runtime = Runtime(
         settings=settings,
         application_directory=bundle / "app",
         data_directory=Path(spec["data"]),
-        device=_device(spec),
+        state_directory=None if spec["state"] is None else Path(spec["state"]),
+        device=device,
+        key_source=_key_source(spec, device),
         worker=spec["worker"],
         keeper=_socket(spec["keeper_fd"]),
         request_stop=lambda reason: server.request_stop(reason),  # noqa: PLW0108  server comes below
@@ -114,7 +119,7 @@ def _shut_off(spec: dict[str, Any]) -> None:
     os.register_at_fork(after_in_child=_hear_signals)
     if spec["cpu"] is not None:
         os.sched_setaffinity(0, {spec["cpu"]})  # before there is a second thread
-    for descriptor in (spec["control_fd"], spec["device_fd"], spec["keeper_fd"]):
+    for descriptor in (spec["control_fd"], spec["device_fd"], spec["sealing_fd"], spec["keeper_fd"]):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
 
@@ -138,6 +143,19 @@ def _device(spec: dict[str, Any]) -> Device | None:
     from adyton.tee.simulated.device import SimulatedDevice
 
     return SimulatedDevice(socket.socket(fileno=spec["device_fd"]))
+
+
+def _key_source(spec: dict[str, Any], device: Device | None) -> KeySource | None:
+    """What of this hardware has sealing keys."""
+    if spec["sealing_fd"] is not None:
+        from adyton.tee.simulated.sealing import SimulatedSealing
+
+        return SimulatedSealing(socket.socket(fileno=spec["sealing_fd"]))
+    if spec["hardware"] is None or device is None:
+        return None
+    from adyton.tee.devices import find_key_source
+
+    return find_key_source(device)
 
 
 def _socket(descriptor: int | None) -> socket.socket | None:

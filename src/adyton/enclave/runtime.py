@@ -22,19 +22,22 @@ from google.protobuf.message import DecodeError, Message
 from adyton.atls.binding import host_report_data
 from adyton.bundle.settings import Settings
 from adyton.enclave.application import EnclaveContext, TrustedApplication
+from adyton.enclave.key_sources.found import find_key_source
 from adyton.enclave.lifecycle import LifeCycle, Step
 from adyton.enclave.logs import start_logging
+from adyton.enclave.vault import Vault, enter
 from adyton.errors import AdytonError, ApplicationError, ConfigurationError, StatusCode, WrongStateError
 from adyton.proto import control_pb2
 from adyton.proto.control_server import Send
 from adyton.proto.enclave_pb2 import EnclaveConfig, EnclaveFinal, EnclaveInput, EnclaveOutput
-from adyton.proto.grpc_application_pb2 import reference_values
+from adyton.proto.grpc_application_pb2 import key_release_address, reference_values
 from adyton.proto.messages import parse_message
 from adyton.tee.message import encode_evidence
 
 if TYPE_CHECKING:
     from adyton.enclave.keeper import KeeperClient
     from adyton.tee.devices import Device
+    from adyton.tee.sealing import KeySource
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +51,15 @@ _ALONE = {"initialize": Step.INITIALIZE, "finalize": Step.FINALIZE}
 class Runtime:
     """One application, its life cycle, and the requests of its host."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one for each part of what an enclave is given
         self,
         *,
         settings: Settings,
         application_directory: Path,
         data_directory: Path,
+        state_directory: Path | None = None,
         device: Device | None,
+        key_source: KeySource | None = None,
         worker: int | None = None,
         keeper: socket.socket | None = None,
         request_stop: Callable[[str], None],
@@ -63,7 +68,9 @@ class Runtime:
         self._settings = settings
         self._application_directory = application_directory
         self._data_directory = data_directory
+        self._state_directory = state_directory
         self._device = device
+        self._key_source = key_source
         self._worker = worker
         self._keeper = keeper
         self._request_stop = request_stop
@@ -121,7 +128,7 @@ class Runtime:
             config = _parse(EnclaveConfig, call.config)
             self._prepare(config)
             self._application = application = self._load_application()
-            application.context = self._context(call, tuple(config.Extensions[reference_values]))
+            application.context = self._context(call, config)
             config = _parse(EnclaveConfig, call.config)  # again: the application's extensions are known now
             application.initialize(config)
         except BaseException:
@@ -159,19 +166,36 @@ class Runtime:
             raise ConfigurationError(f"{self._settings.application} is not a TrustedApplication")
         return kind()
 
-    def _context(self, call: control_pb2.Initialize, documents: tuple[bytes, ...]) -> EnclaveContext:
-        return EnclaveContext(
+    def _context(self, call: control_pb2.Initialize, config: EnclaveConfig) -> EnclaveContext:
+        keeper = self._keeper_client()
+
+        def find_source() -> KeySource:
+            return keeper.keys if keeper else find_key_source(context, self._key_source)
+
+        vault = Vault(
+            self._settings,
+            instance=call.name,
+            state_directory=self._state_directory,
+            find_source=find_source,
+            keeper=keeper,
+        )
+        context = EnclaveContext(
             name=call.name,
             settings=self._settings,
             application_directory=self._application_directory,
             data_directory=self._data_directory,
+            state_directory=self._state_directory,
             config_sha256=hashlib.sha256(call.config).digest(),
             device=self._device,
             worker=self._worker,
-            keeper=self._keeper_client(),
+            keeper=keeper,
             request_stop=self._request_stop,
-            reference_values=documents,
+            reference_values=tuple(config.Extensions[reference_values]),
+            key_release_address=config.Extensions[key_release_address],
+            vault=vault,
         )
+        enter(vault)
+        return context
 
     def _keeper_client(self) -> KeeperClient | None:
         if self._keeper is None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent import futures
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -29,6 +29,9 @@ from adyton.enclave.logs import log_uncaught
 from adyton.enclave.ports import MESH, Numbers, open_ports
 from adyton.enclave.registration import Around, Services, ThreadsApart
 from adyton.errors import ApplicationError, StatusCode
+
+if TYPE_CHECKING:
+    from adyton.enclave.secrets_service import SecretsService
 
 T = TypeVar("T")
 START_SECONDS = 30.0
@@ -145,11 +148,14 @@ class ThreadedServing:
         interceptors: Iterable[Any],
         listen: Listen,
         attester: Attester,
+        secrets: SecretsService | None = None,
     ) -> None:
         limits = settings.server
         self._health = health.HealthServicer()
         services = _collect(add_servicers, settings, self._health)
         services.add_generic_rpc_handlers((attestation_handler(attester),))
+        if secrets is not None:
+            services.add_generic_rpc_handlers((secrets.handler(),))
         guards = [
             GuardInterceptor(settings.logging, limits.max_rpc_ms),
             *access_interceptors(settings.access),
@@ -184,6 +190,7 @@ class AioServing:
         interceptors: Iterable[Any],
         listen: Listen,
         attester: Attester,
+        secrets: SecretsService | None = None,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._log_uncaught)
@@ -197,6 +204,8 @@ class AioServing:
             limits = settings.server
             services = _collect(add_servicers, settings, self._health)
             services.add_generic_rpc_handlers((aio_attestation_handler(attester),))
+            if secrets is not None:
+                services.add_generic_rpc_handlers((secrets.aio_handler(),))
             guards = [
                 AioGuardInterceptor(settings.logging, limits.max_rpc_ms),
                 *aio_access_interceptors(settings.access),

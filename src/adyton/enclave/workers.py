@@ -195,6 +195,7 @@ def _command(control_fd: int, keeper_fd: int, index: int) -> list[str]:
         "control_fd": control_fd,
         "keeper_fd": keeper_fd,
         "device_fd": None,
+        "sealing_fd": None,
         "hardware": None,
         "parent_pid": os.getpid(),
         "worker": index,

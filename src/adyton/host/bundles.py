@@ -8,10 +8,12 @@ them.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import adyton
 from adyton.bundle.archive import MAX_BYTES, bundle_sha256, encode_archive, parse_archive
@@ -19,6 +21,9 @@ from adyton.bundle.lock import LockedDistribution, parse_lock
 from adyton.bundle.settings import Settings, parse_settings
 from adyton.errors import BundleError, ConfigurationError
 from adyton.tee.simulated.format import simulated_measurement
+
+if TYPE_CHECKING:
+    from adyton.tee.simulated.signed_code import SignedCode
 
 SETTINGS, LOCK = "enclave.toml", "requirements.lock"
 #: The distribution's packages in a virtual machine's image; a project may have none.
@@ -34,12 +39,16 @@ def runtime_lock() -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A bundle in memory, checked to be one. `sha256` names it; `data` is the archive as it lies on disk."""
+    """A bundle in memory, checked to be one. `sha256` names it; `data` is the archive as it lies on disk.
+
+    `signature` came with it and is no part of it: JSON that anybody may have written, until `signed_code` was asked.
+    """
 
     sha256: bytes
     data: bytes
     settings: Settings
     lock: tuple[LockedDistribution, ...]
+    signature: bytes | None = None
 
     @classmethod
     def parse(cls, data: bytes) -> Bundle:
@@ -57,8 +66,12 @@ class Bundle:
 
     @classmethod
     def load(cls, path: Path) -> Bundle:
-        """Read a bundle's file. Raises ConfigurationError if it can't be read, BundleError if it is not a bundle."""
-        return cls.parse(_read(path, 2 * MAX_BYTES))
+        """Read a bundle's file, and its signature if one lies beside it.
+
+        Raises ConfigurationError if they can't be read, BundleError if it is not a bundle.
+        """
+        bundle, signature = cls.parse(_read(path, 2 * MAX_BYTES)), signature_path(path)
+        return bundle.with_signature(signature) if os.path.lexists(signature) else bundle
 
     @classmethod
     def of(cls, target: Path) -> Bundle:
@@ -89,6 +102,26 @@ class Bundle:
             raise ConfigurationError(f"{LOCK} lacks what Adyton's runtime needs: {', '.join(sorted(missing))}")
         return bundle
 
+    def with_signature(self, path: Path) -> Bundle:
+        """The same bundle, with the signature in that file. Raises ConfigurationError if it can't be read."""
+        from adyton.tee.simulated.signed_code import MAX_SIGNED_CODE_BYTES  # `adyton --help` imports this module
+
+        return replace(self, signature=_read(path, MAX_SIGNED_CODE_BYTES))
+
+    def signed_code(self) -> SignedCode | None:
+        """What its signature says, verified; None if it has none. ConfigurationError: it is none, or not of this."""
+        from adyton.tee.simulated.signed_code import verify_signed_code
+
+        if self.signature is None:
+            return None
+        code = verify_signed_code(self.signature)
+        if code.measurement != simulated_measurement(self.sha256):
+            raise ConfigurationError(
+                f"the signature is of another bundle, version {code.version} of {code.product!r}",
+                mend="sign this one, `adyton sign`, or remove the signature",
+            )
+        return code
+
     def measurements(self) -> dict[str, object]:
         """The content of measurements.json: reference values, one entry a technology that this bundle runs on."""
         return {
@@ -113,6 +146,11 @@ class Bundle:
             )
         except OSError as problem:
             raise ConfigurationError(f"can't write to {directory}: {problem.strerror}") from problem
+
+
+def signature_path(bundle: Path) -> Path:
+    """Where the signature of a bundle's file lies: beside it, by the same name."""
+    return bundle.with_suffix(".signature")
 
 
 def _application_files(project: Path, settings: Settings) -> Iterator[tuple[str, Path]]:

@@ -19,6 +19,7 @@ WORKERS_FIELD_NUMBER: _builtins.int
 PLAIN_TLS_PORT_FIELD_NUMBER: _builtins.int
 MESH_PORT_FIELD_NUMBER: _builtins.int
 REFERENCE_VALUES_FIELD_NUMBER: _builtins.int
+KEY_RELEASE_ADDRESS_FIELD_NUMBER: _builtins.int
 ACTUAL_SERVER_PORT_FIELD_NUMBER: _builtins.int
 ACTUAL_PLAIN_TLS_PORT_FIELD_NUMBER: _builtins.int
 ACTUAL_MESH_PORT_FIELD_NUMBER: _builtins.int
@@ -37,6 +38,8 @@ plain_tls_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveCo
 mesh_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _builtins.int]
 reference_values: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _containers.RepeatedScalarFieldContainer[_builtins.bytes]]
 """Signed reference values (docs/policy.md) for the policies in the bundle. They prove themselves; the host only brings them."""
+key_release_address: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveConfig, _builtins.str]
+"""host:port of the key-release enclave, where enclave.toml says that there is one. It proves itself, too."""
 actual_server_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveOutput, _builtins.int]
 actual_plain_tls_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveOutput, _builtins.int]
 actual_mesh_port: _extension_dict._ExtensionFieldDescriptor[_enclave_pb2.EnclaveOutput, _builtins.int]

@@ -25,21 +25,33 @@ _sym_db = _symbol_database.Default()
 from adyton.proto import evidence_pb2 as adyton_dot_proto_dot_evidence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x64yton/proto/keeper.proto\x12\radyton.keeper\x1a\x1b\x61\x64yton/proto/evidence.proto\"6\n\x07Request\x12\x0f\n\x05quote\x18\x01 \x01(\x0cH\x00\x12\x12\n\x08identity\x18\x02 \x01(\x08H\x00\x42\x06\n\x04\x63\x61ll\"\x84\x01\n\x05Reply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x05quote\x18\x03 \x01(\x0b\x32\x14.adyton.keeper.QuoteH\x00\x12+\n\x08identity\x18\x04 \x01(\x0b\x32\x17.adyton.keeper.IdentityH\x00\x42\x08\n\x06result\"B\n\x05Quote\x12+\n\x08\x65vidence\x18\x01 \x01(\x0b\x32\x19.adyton.evidence.Evidence\x12\x0c\n\x04path\x18\x02 \x03(\x0c\"Q\n\x06Issued\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12%\n\x06issuer\x18\x03 \x01(\x0b\x32\x15.adyton.keeper.Issued\"S\n\x08Identity\x12%\n\x06leaves\x18\x01 \x03(\x0b\x32\x15.adyton.keeper.Issued\x12\x0e\n\x06\x63laims\x18\x02 \x01(\x0c\x12\x10\n\x08renew_at\x18\x03 \x01(\x03')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x64yton/proto/keeper.proto\x12\radyton.keeper\x1a\x1b\x61\x64yton/proto/evidence.proto\"\xea\x01\n\x07Request\x12\x0f\n\x05quote\x18\x01 \x01(\x0cH\x00\x12\x12\n\x08identity\x18\x02 \x01(\x08H\x00\x12\x19\n\x0frotate_identity\x18\x03 \x01(\x08H\x00\x12(\n\x03key\x18\x04 \x01(\x0b\x32\x19.adyton.keeper.KeyRequestH\x00\x12\x10\n\x06secret\x18\x05 \x01(\tH\x00\x12\x16\n\x0csecret_infos\x18\x06 \x01(\x08H\x00\x12.\n\nput_secret\x18\x07 \x01(\x0b\x32\x18.adyton.keeper.PutSecretH\x00\x12\x13\n\trotations\x18\x08 \x01(\x08H\x00\x42\x06\n\x04\x63\x61ll\"\x81\x02\n\x05Reply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x05quote\x18\x03 \x01(\x0b\x32\x14.adyton.keeper.QuoteH\x00\x12+\n\x08identity\x18\x04 \x01(\x0b\x32\x17.adyton.keeper.IdentityH\x00\x12\'\n\x03key\x18\x05 \x01(\x0b\x32\x18.adyton.keeper.KeyAnswerH\x00\x12\x10\n\x06secret\x18\x06 \x01(\x0cH\x00\x12-\n\x07secrets\x18\x07 \x01(\x0b\x32\x1a.adyton.keeper.SecretInfosH\x00\x12\x11\n\trotations\x18\x08 \x01(\x04\x42\x08\n\x06result\"\xba\x01\n\nKeyRequest\x12\x0f\n\x05\x61\x62out\x18\x01 \x01(\x08H\x00\x12\x11\n\x07\x63urrent\x18\x02 \x01(\x05H\x00\x12\x11\n\x07new_key\x18\x03 \x01(\x05H\x00\x12\x12\n\x08same_key\x18\x04 \x01(\x0cH\x00\x12\x12\n\x08register\x18\x05 \x01(\x0cH\x00\x12\'\n\x07\x62inding\x18\x06 \x01(\x0b\x32\x16.adyton.keeper.Binding\x12\r\n\x05value\x18\x07 \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x08 \x01(\x0c\x42\x06\n\x04\x63\x61ll\"\xa4\x01\n\tKeyAnswer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08policies\x18\x02 \x03(\x05\x12\'\n\x07\x62inding\x18\x03 \x01(\x0b\x32\x16.adyton.keeper.Binding\x12\x0b\n\x03key\x18\x04 \x01(\x0c\x12\x0f\n\x07request\x18\x05 \x01(\x0c\x12\x0b\n\x03tcb\x18\x06 \x01(\t\x12\x14\n\x0chas_register\x18\x07 \x01(\x08\x12\r\n\x05value\x18\x08 \x01(\x0c\"L\n\x07\x42inding\x12\x0e\n\x06policy\x18\x01 \x01(\x05\x12\x0f\n\x07subject\x18\x02 \x01(\x0c\x12\x0f\n\x07product\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\r\"9\n\tPutSecret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07replace\x18\x03 \x01(\x08\"?\n\nSecretInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x12\n\nchanged_at\x18\x03 \x01(\x04\"H\n\x0bSecretInfos\x12(\n\x05infos\x18\x01 \x03(\x0b\x32\x19.adyton.keeper.SecretInfo\x12\x0f\n\x07\x64urable\x18\x02 \x01(\x08\"B\n\x05Quote\x12+\n\x08\x65vidence\x18\x01 \x01(\x0b\x32\x19.adyton.evidence.Evidence\x12\x0c\n\x04path\x18\x02 \x03(\x0c\"Q\n\x06Issued\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12%\n\x06issuer\x18\x03 \x01(\x0b\x32\x15.adyton.keeper.Issued\"S\n\x08Identity\x12%\n\x06leaves\x18\x01 \x03(\x0b\x32\x15.adyton.keeper.Issued\x12\x0e\n\x06\x63laims\x18\x02 \x01(\x0c\x12\x10\n\x08renew_at\x18\x03 \x01(\x03')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adyton.proto.keeper_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REQUEST']._serialized_start=73
-  _globals['_REQUEST']._serialized_end=127
-  _globals['_REPLY']._serialized_start=130
-  _globals['_REPLY']._serialized_end=262
-  _globals['_QUOTE']._serialized_start=264
-  _globals['_QUOTE']._serialized_end=330
-  _globals['_ISSUED']._serialized_start=332
-  _globals['_ISSUED']._serialized_end=413
-  _globals['_IDENTITY']._serialized_start=415
-  _globals['_IDENTITY']._serialized_end=498
+  _globals['_REQUEST']._serialized_start=74
+  _globals['_REQUEST']._serialized_end=308
+  _globals['_REPLY']._serialized_start=311
+  _globals['_REPLY']._serialized_end=568
+  _globals['_KEYREQUEST']._serialized_start=571
+  _globals['_KEYREQUEST']._serialized_end=757
+  _globals['_KEYANSWER']._serialized_start=760
+  _globals['_KEYANSWER']._serialized_end=924
+  _globals['_BINDING']._serialized_start=926
+  _globals['_BINDING']._serialized_end=1002
+  _globals['_PUTSECRET']._serialized_start=1004
+  _globals['_PUTSECRET']._serialized_end=1061
+  _globals['_SECRETINFO']._serialized_start=1063
+  _globals['_SECRETINFO']._serialized_end=1126
+  _globals['_SECRETINFOS']._serialized_start=1128
+  _globals['_SECRETINFOS']._serialized_end=1200
+  _globals['_QUOTE']._serialized_start=1202
+  _globals['_QUOTE']._serialized_end=1268
+  _globals['_ISSUED']._serialized_start=1270
+  _globals['_ISSUED']._serialized_end=1351
+  _globals['_IDENTITY']._serialized_start=1353
+  _globals['_IDENTITY']._serialized_end=1436
 # @@protoc_insertion_point(module_scope)

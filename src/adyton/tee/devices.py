@@ -9,6 +9,7 @@ from adyton.errors import UnsupportedError
 from adyton.tee._device import HardwareDevice
 from adyton.tee._kernel import Kernel
 from adyton.tee.evidence import Evidence
+from adyton.tee.sealing import KeySource
 
 
 class Device(Protocol):
@@ -35,6 +36,20 @@ DEVICES: Final = (
     ("tpm", "TpmDevice"),
 )
 """Room and class of each, in the order in which they are looked for."""
+
+
+KEY_SOURCES: Final = {"sgx": "SgxSealing", "snp": "SnpSealing", "tpm": "TpmSealing"}
+"""Room and class of those that have sealing keys too; TDX, Nitro and CCA have none, and Azure's are not tried."""
+
+
+def find_key_source(device: Device) -> KeySource | None:
+    """The sealing keys of the hardware that `device` speaks to; None if it has none."""
+    name = KEY_SOURCES.get(device.tee)
+    if name is None:
+        return None
+    kind = getattr(importlib.import_module(f"adyton.tee.{device.tee}.sealing"), name)
+    source: KeySource = kind(collect=device.collect_evidence) if device.tee == "snp" else kind()
+    return source
 
 
 def find_device(*, kernel: Kernel | None = None) -> Device:
