@@ -642,14 +642,21 @@ def test_the_endpoint_is_the_keys_region_by_default() -> None:
 # By enclave.toml
 
 
-def context_of(device: Device | None, endpoint: str = "") -> EnclaveContext:
-    sealing = SealingSettings(source="aws-kms", kms=EnclaveKmsSettings(key=ARN, endpoint=endpoint))
+@pytest.fixture
+def bundle(world: World, tmp_path: Path) -> Path:
+    """A bundle's files, the roots among them."""
+    (tmp_path / "roots.pem").write_text(world.kms.roots_pem)
+    return tmp_path
+
+
+def context_of(device: Device | None, bundle: Path = Path(), endpoint: str = "") -> EnclaveContext:
+    sealing = SealingSettings(source="aws-kms", kms=EnclaveKmsSettings(key=ARN, roots="roots.pem", endpoint=endpoint))
     settings = Settings(name="translator", application="a:B", include=("a",), sealing=sealing)
     return EnclaveContext(
         name="as the host calls it",
         settings=settings,
         vault=cast("Vault", None),  # it asks for the source, not the source for it
-        application_directory=Path(),
+        application_directory=bundle,
         data_directory=Path(),
         config_sha256=bytes(32),
         device=device,
@@ -659,31 +666,31 @@ def context_of(device: Device | None, endpoint: str = "") -> EnclaveContext:
     )
 
 
-def test_it_is_what_enclave_toml_says(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "roots.pem").write_text(world.kms.roots_pem)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
+def test_it_is_what_enclave_toml_says(world: World, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", CREDENTIALS.access_key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CREDENTIALS.secret_access_key)
     monkeypatch.setenv("AWS_SESSION_TOKEN", CREDENTIALS.session_token)
     device = nitro_enclave(world.vendor, pcr0("a"))
-    made = AwsKms.of(context_of(device, world.kms.url), connect=to(world.kms.port)).new_key(EXTERNAL)
+    made = AwsKms.of(context_of(device, bundle, world.kms.url), connect=to(world.kms.port)).new_key(EXTERNAL)
     assert world.source(enclave="translator").same_key(made.binding, made.request) == made.key
 
 
-def test_an_environment_without_credentials_says_which(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_credentials_says_which(
+    world: World, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", CREDENTIALS.access_key_id)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
-    error = refusal(AwsKms.of(context_of(nitro_enclave(world.vendor, pcr0("a")))))
+    error = refusal(AwsKms.of(context_of(nitro_enclave(world.vendor, pcr0("a")), bundle)))
     assert isinstance(error, KeyUnavailableError)
     assert error.message == "the environment has no AWS_SECRET_ACCESS_KEY"
 
 
 def test_where_no_proxy_listens_on_vsock_there_is_no_key_now(
-    world: World, impatient: None, monkeypatch: pytest.MonkeyPatch
+    world: World, bundle: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", CREDENTIALS.access_key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CREDENTIALS.secret_access_key)
-    error = refusal(AwsKms.of(context_of(nitro_enclave(world.vendor, pcr0("a")))))
+    error = refusal(AwsKms.of(context_of(nitro_enclave(world.vendor, pcr0("a")), bundle)))
     assert isinstance(error, KeyUnavailableError)
     assert "AWS KMS at kms.eu-central-1.amazonaws.com gives no key now" in error.message
 

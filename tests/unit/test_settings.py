@@ -276,3 +276,42 @@ def test_firmware_is_one_of_two_words_and_ovmf_needs_memory() -> None:
     assert "'vm.firmware' should be one of none, ovmf" in refusal(MINIMAL + '[vm]\nfirmware = "bios"')
     assert "'vm.memory_mb' is 384 or more" in refusal(MINIMAL + '[vm]\nfirmware = "ovmf"\nmemory_mb = 383')
     assert parse(MINIMAL + "[vm]\nmemory_mb = 256").vm.memory_mb == 256
+
+
+SIGNER = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("sealing", "message"),
+    [
+        ('policy = "signer"', "needs 'sealing.signers'"),
+        (f'policy = "signer"\nsigners = ["{SIGNER[1:]}"]', "'sealing.signers' has"),
+        ("version = 2\nmin_version = 3", "more than 'sealing.version'"),
+        ('source = "release"', "needs 'sealing.release.policy'"),
+        ('source = "release"\nrelease.policy = "p.toml"', "which 'include' leaves out"),
+        ('source = "aws-kms"', "needs 'sealing.kms.key'"),
+        ('source = "aws-kms"\nkms.key = "arn"', "needs 'sealing.kms.roots'"),
+        ('source = "aws-kms"\nkms.key = "arn"\nkms.roots = "r.pem"', "which 'include' leaves out"),
+        ('source = "sgx"', "should be one of tee, release, aws-kms"),
+        ("version = 0", "out of bounds"),
+    ],
+)
+def test_sealing_settings_that_do_not_fit_are_refused(sealing: str, message: str) -> None:
+    text = f'name = "e"\napplication = "e:E"\ninclude = ["e"]\n[sealing]\n{sealing}\n'
+    with pytest.raises(ConfigurationError, match=message):
+        parse_settings(text.encode())
+
+
+def test_sealing_settings_that_fit_are_taken() -> None:
+    text = (
+        'name = "e"\napplication = "e:E"\ninclude = ["e"]\n'
+        f'[sealing]\npolicy = "signer"\nsigners = ["{SIGNER}"]\nversion = 3\nmin_version = 2\n'
+        f'release.policy = "e/p.toml"\n[secrets]\nowners = ["{SIGNER}"]\n'
+    )
+    settings = parse_settings(text.encode())
+    assert (settings.sealing.version, settings.sealing.signers, settings.secrets.owners) == (3, (SIGNER,), (SIGNER,))
+
+
+def test_an_owner_is_named_by_a_digest() -> None:
+    with pytest.raises(ConfigurationError, match=r"'secrets.owners' has"):
+        parse_settings(b'name = "e"\napplication = "e:E"\ninclude = ["e"]\n[secrets]\nowners = ["me"]\n')

@@ -191,13 +191,9 @@ def _check(connection: Connection) -> None:
 
 
 def _check_ca(application: Application, identity: Identity) -> None:
-    """A caller that has attested the CA before this one must connect again; the certificate would be of no use."""
-    if application.ca_sha256 == identity.ca.spki_sha256:
-        return
-    ours = {leaf.issuer.spki_sha256 for leaf in identity.leaves if leaf.issuer is not None}
-    if application.ca_sha256 in ours:
-        raise _refused(StatusCode.ABORTED, "the CA that you have attested is renewed; connect again")
-    raise _refused(StatusCode.FAILED_PRECONDITION, "the CA that you have attested is none of this enclave")
+    """A caller that has attested the CA before a rotation must connect again: its certificate would be of no use."""
+    if application.ca_sha256 != identity.ca.spki_sha256:
+        raise _refused(StatusCode.ABORTED, "the CA that you have attested is not this enclave's; connect again")
 
 
 def _refused(status: StatusCode, message: str) -> ApplicationError:

@@ -171,13 +171,18 @@ class AccessSettings:
     methods: tuple[tuple[str, Expectation], ...] = field(default=(), metadata={"parse": _parse_methods})
 
 
+def is_included(file: str, include: Collection[str]) -> bool:
+    """Whether a file is in the bundle, by itself or in a folder."""
+    return any(file == path or file.startswith(path + "/") for path in include)
+
+
 def check_access(access: AccessSettings, include: Collection[str]) -> None:
     """Whether the keys fit together, and the bundle. Raises ConfigurationError, which names the key."""
     for word in access.allow_insecure:
         if not re.fullmatch(_INSECURITY, word):
             raise _wrong(f"'access.allow_insecure' has {word!r}, which is no word for an insecurity")
     if access.policy is not None:
-        if not any(access.policy == path or access.policy.startswith(path + "/") for path in include):
+        if not is_included(access.policy, include):
             raise _wrong(
                 f"'access.policy' is {access.policy!r}, which is not in the bundle", mend="name it in 'include'"
             )

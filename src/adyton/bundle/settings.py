@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from adyton.bundle.access import AccessSettings, check_access
+from adyton.bundle.access import AccessSettings, check_access, is_included
 from adyton.bundle.names import is_dns_name
 from adyton.errors import ConfigurationError
 
@@ -129,9 +129,13 @@ class ReleaseSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KmsSettings:
-    """[sealing.kms]: a key of AWS KMS, by its ARN, and where KMS is reached, if not at its region's own endpoint."""
+    """[sealing.kms]: a key of AWS KMS, by its ARN, and where KMS is reached, if not at its region's own endpoint.
+
+    `roots` is a file of the bundle with the certificates (PEM) that KMS' own must be under.
+    """
 
     key: str = ""
+    roots: str = ""
     endpoint: str = ""
 
 
@@ -273,10 +277,16 @@ def _check_sealing(settings: Settings) -> None:
         raise ConfigurationError("enclave.toml: 'sealing.min_version' is more than 'sealing.version'")
     if sealing.policy == "signer" and not sealing.signers:
         raise ConfigurationError("enclave.toml: 'sealing.policy' signer needs 'sealing.signers'")
-    if sealing.source == "release" and not sealing.release.policy:
-        raise ConfigurationError("enclave.toml: 'sealing.source' release needs 'sealing.release.policy'")
-    if sealing.source == "aws-kms" and not sealing.kms.key:
-        raise ConfigurationError("enclave.toml: 'sealing.source' aws-kms needs 'sealing.kms.key'")
+    needed = {
+        "release": {"release.policy": sealing.release.policy},
+        "aws-kms": {"kms.key": sealing.kms.key, "kms.roots": sealing.kms.roots},
+    }
+    for name, value in needed.get(sealing.source, {}).items():
+        if not value:
+            raise ConfigurationError(f"enclave.toml: 'sealing.source' {sealing.source} needs 'sealing.{name}'")
+    for name, path in (("release.policy", sealing.release.policy), ("kms.roots", sealing.kms.roots)):
+        if path and not is_included(path, settings.include):
+            raise ConfigurationError(f"enclave.toml: 'sealing.{name}' is {path!r}, which 'include' leaves out")
     for name, keys in (("sealing.signers", sealing.signers), ("secrets.owners", settings.secrets.owners)):
         for key in keys:
             if not _KEY_ID.fullmatch(key):

@@ -99,7 +99,13 @@ class AwsKms:
             tee = context.device.tee if context.device else "this process"
             raise UnsupportedError(f"AWS KMS gives keys to Nitro enclaves, which {tee} is not")
         kms = context.settings.sealing.kms
-        settings = KmsSettings(key_arn=kms.key, enclave=context.settings.name, endpoint=kms.endpoint)
+        roots = context.application_directory / kms.roots
+        settings = KmsSettings(
+            key_arn=kms.key,
+            enclave=context.settings.name,
+            endpoint=kms.endpoint,
+            roots_pem=roots.read_text("ascii", "backslashreplace"),
+        )
         return cls(device=context.device, settings=settings, credentials=environment_credentials, connect=connect)
 
     def current(self, policy: SealPolicy) -> Binding:
