@@ -16,7 +16,8 @@ _WARNING = """\
 a client that trusts this file knows less than one that attests:
   whoever gets hold of the key of the server's certificate can read and change what it sends (level "key");
   it attests once, now: what becomes of the enclave later, it does not learn;
-  the CA ends with the enclave, and after 30 days at the latest. Then export it again."""
+  the CA ends with the enclave, unless that has a state folder, and its certificate after 30 days at the latest. Then
+  export it again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
