@@ -160,7 +160,7 @@ def test_a_request_for_nothing_is_refused(runtime: Runtime) -> None:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ApplicationError(StatusCode.NOT_FOUND, "no such book", mend="x"), (StatusCode.NOT_FOUND, "no such book")),
+        (ApplicationError(StatusCode.NOT_FOUND, "no such book", mend="x"), (StatusCode.NOT_FOUND, "no such book (x)")),
         (AdytonError("oops"), (StatusCode.INTERNAL, "oops")),
         (ApplicationError(StatusCode.ABORTED, "no \udcff"), (StatusCode.ABORTED, "no \\udcff")),
         (ApplicationError(StatusCode.ABORTED, "x" * 5000), (StatusCode.ABORTED, "x" * 4096)),

@@ -121,7 +121,7 @@ class Runtime:
         try:
             return control_pb2.Reply(status=control_pb2.Status(), result=actions[call]())
         except AdytonError as error:
-            return _refusal(error.status, error.message)
+            return _refusal(error.status, f"{error.message} ({error.mend})" if error.mend else error.message)
 
     def _initialize(self, call: control_pb2.Initialize) -> bytes:
         try:
