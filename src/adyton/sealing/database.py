@@ -7,7 +7,6 @@ triggers or views (the schema must be ours to the letter), no memory map, no sha
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import stat
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from adyton.errors import AdytonError, InUseError, SealedDataError, StorageError
+from adyton.sealing.disk import sync_folder
 from adyton.sealing.records import MAX_VALUE_BYTES
 
 _SCHEMA: Final = (
@@ -183,11 +183,7 @@ def _make_file(path: Path) -> None:
             connection.close()
         with contextlib.suppress(FileExistsError):  # another process was faster
             path.hardlink_to(new)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _fail(path: Path, problem: Exception) -> NoReturn:

@@ -13,19 +13,14 @@ version a name of its own: write the file, then put its name and identity into t
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import io
 import operator
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
-from adyton.errors import InUseError, RollbackError, SealedDataError, StorageError, UnsealError, UnsupportedError
+from adyton.errors import RollbackError, SealedDataError, UnsealError, UnsupportedError
 from adyton.sealing.chunks import (
     CHUNK_BYTES,
     HEAD_BYTES,
@@ -33,20 +28,20 @@ from adyton.sealing.chunks import (
     SLOT_BYTES,
     TRAILER_BYTES,
     ChunkReader,
-    ChunkWriter,
     FileKeys,
     Trailer,
     file_length,
     pack_slot,
     parse_slot,
 )
+from adyton.sealing.disk import check_open, disk_errors, lock_file
+from adyton.sealing.file_writer import SealedFileWriter, open_unfinished
 from adyton.sealing.sealer import Sealer
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 _CONTEXT: Final = b"adyton file v1 "
-_DISK: Final = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS})
 
 
 class SealedFile(io.RawIOBase):
@@ -84,8 +79,8 @@ class SealedFile(io.RawIOBase):
         secret = os.urandom(SECRET_BYTES)
         slot = pack_slot(sealer.seal(secret, context=_CONTEXT + context))
         unfinished = path.with_name(f".{path.name}.sealing")
-        with _disk_errors(path):
-            return SealedFileWriter(path, unfinished, _open_unfinished(unfinished), FileKeys(secret), 2 * slot)
+        with disk_errors(path):
+            return SealedFileWriter(path, unfinished, open_unfinished(unfinished), FileKeys(secret), 2 * slot)
 
     @classmethod
     def open(cls, path: Path, sealer: Sealer, *, context: bytes = b"", expected: bytes | None = None) -> Self:
@@ -96,7 +91,7 @@ class SealedFile(io.RawIOBase):
         that this TEE has no keys for; KeyUnavailableError; StorageError; an OSError such as FileNotFoundError or
         IsADirectoryError if the name is at fault.
         """
-        with contextlib.ExitStack() as opened, _disk_errors(path):
+        with contextlib.ExitStack() as opened, disk_errors(path):
             file = opened.enter_context(path.open("rb"))
             ends = _verify_ends(file, sealer, context)
             if expected is not None and expected != ends.trailer.identity:
@@ -112,8 +107,8 @@ class SealedFile(io.RawIOBase):
         a crash it is as before or done. It closes the file to older code that does not know the secret yet: if that
         code was broken, write the content to a new file instead. Raises as `open` and `create`.
         """
-        with _disk_errors(path), path.open("r+b") as file:
-            _lock(file, path)
+        with disk_errors(path), path.open("r+b") as file:
+            lock_file(file, path)
             ends = _verify_ends(file, sealer, context)
             slot = pack_slot(sealer.reseal(ends.sealed, context=_CONTEXT + context))
             for number in (1 - ends.slot, ends.slot):  # the good one last, when the other one is good
@@ -142,7 +137,7 @@ class SealedFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go there; beyond the end there is nothing to read. ValueError for a place before the beginning."""
-        _check_open(self)
+        check_open(self)
         bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}
         if whence not in bases:
             raise ValueError(f"whence is 0, 1 or 2, not {whence}")
@@ -154,7 +149,7 @@ class SealedFile(io.RawIOBase):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """The next `size` bytes, fewer only at the end; all that are left for None and negative numbers."""
-        _check_open(self)
+        check_open(self)
         left = max(0, self.size - self._position)
         content = bytearray(left if size is None or size < 0 else min(size, left))
         self.readinto(content)
@@ -165,12 +160,12 @@ class SealedFile(io.RawIOBase):
 
         When it raises, the position is as before, and the buffer may have verified content in it.
         """
-        _check_open(self)
+        check_open(self)
         target = memoryview(buffer).cast("B")
         wanted, done = min(len(target), self.size - self._position), 0
         while done < wanted:
             number, start = divmod(self._position + done, CHUNK_BYTES)
-            with _disk_errors(self._path):
+            with disk_errors(self._path):
                 chunk = self._reader.chunk(number)
             piece = memoryview(chunk)[start : start + wanted - done]
             target[done : done + len(piece)] = piece
@@ -186,135 +181,6 @@ class SealedFile(io.RawIOBase):
         """Let the file go. Safe to call twice."""
         self._file.close()
         super().close()
-
-
-class SealedFileWriter(io.RawIOBase):
-    """A sealed file that is being written, from `SealedFile.create`. For one thread at a time.
-
-    It gets its name when the `with` around it ends, whatever closed it before (an `io.TextIOWrapper` does); if that
-    ends by an exception, there is no file. Without a `with` it gets its name by `close`. In memory is one chunk, and 16
-    bytes for each that was written, which is 256 KiB for a GiB. What a killed process leaves unfinished is named
-    `.NAME.sealing`, and the next one to write that name takes it away.
-
-    A write that fails is the last: nothing is kept, and `close` raises StorageError.
-    """
-
-    def __init__(self, path: Path, unfinished: Path, file: BinaryIO, keys: FileKeys, head: bytes) -> None:
-        """Use `SealedFile.create`."""
-        self._path = path
-        self._unfinished = unfinished
-        self._file = file
-        self._writer = ChunkWriter(file, keys)
-        self._inside = False
-        self._failed = False
-        self._trailer: Trailer | None = None
-        self._identity: bytes | None = None
-        with self._all_or_nothing():
-            self._file.write(head)
-
-    def __enter__(self) -> Self:
-        self._inside = True
-        return super().__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inside = False
-        if kind is None:
-            self._check_failed()
-            self.close()
-        else:
-            self.discard()
-
-    def __del__(self) -> None:
-        if not self._file.closed:
-            warnings.warn(f"{self._path} was never closed, so it was not written", ResourceWarning, 2, self)
-            self.discard()
-
-    @property
-    def identity(self) -> bytes:
-        """As `SealedFile.identity`. ValueError before the file has its name."""
-        if self._identity is None:
-            raise ValueError("a file has an identity when it is written and closed")
-        return self._identity
-
-    def writable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """How many bytes were written."""
-        _check_open(self)
-        return self._writer.size
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        """Append all of it. StorageError when the disk is full or fails."""
-        _check_open(self)
-        self._check_failed()
-        content = memoryview(data).cast("B")
-        with self._all_or_nothing():
-            self._writer.write(content)
-        return len(content)
-
-    def close(self) -> None:
-        """Write what is left; when this returns, the file is whole, on the disk, and has its name.
-
-        Inside a `with` the name comes at its end. StorageError when the disk does not take it: the name is as it was,
-        unless the message says otherwise. Safe to call twice.
-        """
-        if not self.closed:
-            try:
-                self._check_failed()
-                self._finish()
-            finally:
-                super().close()
-        if not self._inside:
-            self._publish()
-
-    def discard(self) -> None:
-        """Give up: nothing is kept, and the name is as it was. Does nothing once the file has its name."""
-        self._remove()
-        super().close()
-
-    def _finish(self) -> None:
-        with self._all_or_nothing():
-            self._trailer = self._writer.finish()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def _publish(self) -> None:
-        if self._file.closed or self._trailer is None:
-            return
-        with self._all_or_nothing():
-            self._unfinished.replace(self._path)
-        self._file.close()
-        try:
-            _sync_folder(self._path.parent)
-        except OSError as problem:
-            text = f"{self._path} is written, and may be as before after a crash: {problem.strerror}"
-            raise StorageError(text) from problem
-        self._identity = self._trailer.identity
-
-    @contextlib.contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        try:
-            with _disk_errors(self._path):
-                yield
-        except BaseException:
-            self._failed = True
-            self._remove()
-            raise
-
-    def _remove(self) -> None:
-        if not self._file.closed:
-            with contextlib.suppress(OSError):
-                self._unfinished.unlink()
-            with contextlib.suppress(OSError):
-                self._file.close()
-
-    def _check_failed(self) -> None:
-        if self._failed:
-            raise StorageError(f"a write to {self._path} failed, so nothing of it was kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,51 +215,3 @@ def _unseal_head(head: bytes, sealer: Sealer, context: bytes) -> tuple[int, byte
             return 1, second, sealer.unseal(second, context=_CONTEXT + context)
         except SealedDataError:
             raise problem from None
-
-
-def _open_unfinished(path: Path) -> BinaryIO:
-    """The file that is to be renamed: empty, and nobody else's until it is closed."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    file = os.fdopen(descriptor, "wb")
-    try:
-        _lock(file, path)
-        file.truncate(0)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Until it is closed. InUseError if another has it, or has renamed it since it was opened."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine: bool = os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        mine = False
-    if not mine:
-        raise InUseError(f"{path} is being written elsewhere")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """What a full, read-only or broken disk says, as StorageError; other OSErrors say it themselves."""
-    try:
-        yield
-    except OSError as problem:
-        if problem.errno not in _DISK:
-            raise
-        raise StorageError(f"{path} can't be read or written: {problem.strerror}") from problem
-
-
-def _check_open(file: io.RawIOBase) -> None:
-    if file.closed:
-        raise ValueError("the file is closed")
