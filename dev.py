@@ -179,7 +179,7 @@ def coverage(_: argparse.Namespace) -> int:
     return code or tool("-m", "coverage", "report", *report, f"--include={TRUSTED}")
 
 
-BENCHMARKS = ("evidence", "channel", "vm")
+BENCHMARKS = ("evidence", "channel", "sealing", "vm")
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -232,7 +232,9 @@ def main() -> int:
     guarding = verb("guards", "take out each guard of the verifiers: does a forgery notice?", guards)
     guarding.add_argument("labels", nargs="*", metavar="LABEL", help="of a TEE; all of them if none is named")
     verb("coverage", "every branch of what a client must trust, by the unit and property tests", coverage)
-    benching = verb("bench", "verifiers beside bare libraries, the channel beside TLS, a VM beside a bare boot", bench)
+    benching = verb(
+        "bench", "verifiers and sealing beside bare libraries, the channel beside TLS, a VM beside a bare boot", bench
+    )
     benching.add_argument("which", nargs="?", choices=BENCHMARKS, help="all, if none is named")
     verb("setup", "only make .venv", setup)
     locking = verb("lock", "make the lock files anew", lock)

@@ -71,9 +71,16 @@ def test_every_goal_that_is_missed_is_named(tmp_path: Path) -> None:
     )
 
 
-def bench_in_a_copy(folder: Path, name: str, *options: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """A benchmark in a hurry, in a copy of what it reads and writes; the copy's docs."""
+def bench_in_a_copy(
+    folder: Path, name: str, *options: str, goal: float | None = None
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A benchmark in a hurry, in a copy of what it reads and writes, with another goal if one is given; its docs."""
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
+    if goal is not None:
+        script = folder / "benchmarks" / f"{name}.py"
+        text, changed = re.subn("^GOAL = .*$", f"GOAL = {goal}", script.read_text(), flags=re.MULTILINE)
+        assert changed == 1
+        script.write_text(text)
     shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "tests").symlink_to(ROOT / "tests")
     (folder / "docs").mkdir()
@@ -149,6 +156,36 @@ def test_what_it_found_is_written_into_the_page_and_drawn(
     bars = [each for each in drawn.iter("{http://www.w3.org/2000/svg}rect") if each.get("fill", "") != "#fff"]
     assert len(bars) == 8
     assert all(float(each.get("width", "0")) > 0 for each in bars)
+
+
+@pytest.mark.parametrize(("goal", "verdict", "code"), [(1e6, "met", 0), (0.0, "missed", 1)])
+def test_sealing_stands_beside_the_bare_cipher_and_the_exit_code_says_whether_it_is_fast_enough(
+    tmp_path: Path, goal: float, verdict: str, code: int
+) -> None:
+    done, docs = bench_in_a_copy(tmp_path, "sealing", "--quick", goal=goal)
+    assert (done.returncode, done.stderr) == (code, "")
+    found = rows(done.stdout)
+    for name in ("seal", "unseal", "both"):
+        ours, bare, ratio, *_ = (float(cell.split()[0]) for cell in found[name] if cell)
+        assert ours / bare == pytest.approx(ratio, rel=0.5)
+        line = f"- {verdict}: {name}, 1 KiB: ours takes {ratio:.2f} of the bare cipher, the goal is {goal}"
+        assert line in done.stdout.splitlines()
+    assert done.stdout in (docs / "performance.md").read_text()
+
+
+def test_what_is_sealed_on_a_disk_and_in_memory_is_timed(tmp_path: Path) -> None:
+    done, _ = bench_in_a_copy(tmp_path, "sealing", "--quick")
+    found = rows(done.stdout)
+    files = {f"SealedFile, {how}, {place}" for how in ("write", "read") for place in ("disk", "tmpfs")}
+    transactions = {"SQLite alone, transaction", "transaction, no register", "transaction, register"}
+    stores = transactions | {"get", "open, 10 records", "open, 100 records"}
+    keys = {"the first seal of a context", "the first unseal of a new sealer"}
+    assert files | stores | keys < found.keys()
+    for name in stores:
+        disk, memory, share = found[name]
+        assert min(float(each.split()[0]) for each in (disk, memory)) > 0
+        assert (share != "") == (name in transactions)
+    assert min(float(found[name][0].split()[0]) for name in files | keys) > 0
 
 
 @boots[-1]

@@ -70,6 +70,26 @@ def test_the_standard_library_is_without_what_no_server_needs() -> None:
     assert set(select_standard_library(tree)) == {"usr/bin/python3.11", *(library + path for path in kept)}
 
 
+def test_what_the_interpreter_has_in_itself_is_not_there_twice_but_for_what_it_finds_its_library_by() -> None:
+    kept = [
+        "os.py",
+        "importlib/__init__.py",
+        "importlib/metadata/__init__.py",
+        "email/policy.py",
+        "logging/handlers.py",
+    ]
+    left = ["posixpath.py", "io.py", "site.py", "importlib/util.py", "importlib/_bootstrap.py"]
+    tree = {f"usr/lib/python3.11/{path}": File(content=b"") for path in kept + left}
+    assert set(select_standard_library(tree)) == {f"usr/lib/python3.11/{path}" for path in kept}
+
+
+def test_encodings_of_text_that_comes_over_a_network_stay() -> None:
+    kept = ["__init__", "aliases", "utf_8", "idna", "cp1252", "iso8859_1", "koi8_r", "cp437"]
+    left = ["cp866", "cp037", "mac_roman", "big5", "mbcs"]
+    tree = {f"usr/lib/python3.11/encodings/{name}.py": File(content=b"") for name in kept + left}
+    assert set(select_standard_library(tree)) == {f"usr/lib/python3.11/encodings/{name}.py" for name in kept}
+
+
 def test_a_wheel_is_without_what_is_for_compilers_and_installers() -> None:
     kept = ["a/__init__.py", "a/data.json", "a/native.so", "a-1.dist-info/METADATA", "a-1.dist-info/entry_points.txt"]
     left = ["a/__init__.pyi", "a/native.pyx", "a/native.h", "a-1.dist-info/RECORD", "a-1.dist-info/licenses/LICENSE"]

@@ -23,20 +23,44 @@ _LEFT_OUT = frozenset(
         "tkinter turtle turtledemo webbrowser",
         # for those who write, test and install programs
         "__phello__ _lsprof bdb cProfile doctest ensurepip lib2to3 modulefinder pdb pickletools profile",
-        "_distutils_system_mod compileall py_compile pyclbr tabnanny test trace unittest venv",
-        "zipapp distutils",
+        "_distutils_system_mod compileall filecmp pstats py_compile pyclbr symtable tabnanny test timeit trace",
+        "unittest venv zipapp distutils",
         # the interpreter's own tests
         "_ctypes_test _testbuffer _testcapi _testclinic _testimportmultiple _testinternalcapi _testmultiphase",
         "_xxsubinterpreters _xxtestfuzz xxlimited xxlimited_35",
+        # mailboxes, sounds, colours, and files of Apple's
+        "colorsys mailbox plistlib wave",
         # deprecated since 3.11, gone in 3.13 at the latest
         "_crypt aifc asynchat asyncore audioop cgi cgitb chunk crypt imghdr imp mailcap msilib nis nntplib ossaudiodev",
         "pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib",
         # written in Python what the interpreter has in C; other systems' ways
         "_aix_support _bootsubprocess _osx_support _pydecimal _pyio _py_abc",
+        # what the interpreter has frozen in itself, and loads from there; but for os, by which it finds its library
+        "_collections_abc _sitebuiltins abc codecs genericpath importlib._bootstrap importlib._bootstrap_external",
+        "importlib.machinery importlib.util io ntpath posixpath runpy site stat zipimport",
         # East Asia's encodings from before Unicode, a megabyte
         "_codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codecs_tw _multibytecodec",
         # protocols of other servers, and databases that need a library of their own
         "_dbm dbm ftplib imaplib poplib wsgiref xmlrpc",
+    )
+    for name in names.split()
+)
+
+#: Encodings that no server needs, by why.
+_LEFT_OUT_ENCODINGS = frozenset(
+    name
+    for names in (
+        # East Asia's, whose tables are left out
+        "big5 big5hkscs cp932 cp949 cp950 euc_jis_2004 euc_jisx0213 euc_jp euc_kr gb18030 gb2312 gbk hz iso2022_jp",
+        "iso2022_jp_1 iso2022_jp_2 iso2022_jp_2004 iso2022_jp_3 iso2022_jp_ext iso2022_kr johab shift_jis",
+        "shift_jis_2004 shift_jisx0213",
+        # of DOS; cp437 is that of names in zip files
+        "cp720 cp737 cp775 cp850 cp852 cp855 cp856 cp857 cp858 cp860 cp861 cp862 cp863 cp864 cp865 cp866 cp869 cp1125",
+        # of the first Macintosh, and of mainframes
+        "mac_arabic mac_croatian mac_cyrillic mac_farsi mac_greek mac_iceland mac_latin2 mac_roman mac_romanian",
+        "mac_turkish cp037 cp273 cp424 cp500 cp875 cp1026 cp1140",
+        # of Windows, asked of Windows
+        "mbcs oem",
     )
     for name in names.split()
 )
@@ -48,13 +72,22 @@ _KEPT_OF_METADATA = ("METADATA", "entry_points.txt")
 
 def select_standard_library(python: Tree) -> dict[str, File]:
     """The interpreter and its standard library, without what is left out. `python`: the files of its packages."""
-    kept = {}
-    for path, entry in python.items():
-        module = path.removeprefix(f"{STANDARD_LIBRARY}/").removeprefix("lib-dynload/").replace("/", ".").split(".")[0]
-        in_library = path.startswith(f"{STANDARD_LIBRARY}/") and path.endswith((".py", ".so"))
-        if isinstance(entry, File) and (path == INTERPRETER or (in_library and module not in _LEFT_OUT)):
-            kept[path] = entry
-    return kept
+    return {
+        path: entry
+        for path, entry in python.items()
+        if isinstance(entry, File) and (path == INTERPRETER or _is_kept(path))
+    }
+
+
+def _is_kept(path: str) -> bool:
+    """Whether it is a module of the standard library that stays in."""
+    if not (path.startswith(f"{STANDARD_LIBRARY}/") and path.endswith((".py", ".so"))):
+        return False
+    module = path.removeprefix(f"{STANDARD_LIBRARY}/").removeprefix("lib-dynload/").replace("/", ".")
+    package, inner, *_ = module.split(".")
+    if package == "encodings":
+        return inner not in _LEFT_OUT_ENCODINGS
+    return package not in _LEFT_OUT and f"{package}.{inner}" not in _LEFT_OUT
 
 
 def select_wheel(files: Files) -> dict[str, File]:
