@@ -582,3 +582,21 @@ def test_memory_does_not_grow_with_the_file(path: Path, sealer: Sealer) -> None:
         assert tracemalloc.get_traced_memory()[1] < 3 * 1024 * 1024
     finally:
         tracemalloc.stop()
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(path: Path, sealer: Sealer) -> None:
+    os.mkfifo(path)
+    os.mkfifo(path.with_name(".new.sealing"))
+    with pytest.raises(SealedDataError, match="is not a file"):
+        SealedFile.open(path, sealer)
+    with pytest.raises((SealedDataError, OSError)):
+        SealedFile.create(path.with_name("new"), sealer)
+
+
+def test_a_file_of_other_names_is_not_overwritten(path: Path, sealer: Sealer) -> None:
+    victim = path.with_name("victim")
+    victim.write_bytes(b"kept")
+    path.with_name(".f.sealing").hardlink_to(victim)
+    with pytest.raises(SealedDataError, match="another name"):
+        SealedFile.create(path, sealer)
+    assert victim.read_bytes() == b"kept"

@@ -273,3 +273,65 @@ def test_a_store_has_a_plain_name(machine: SimulatedMachine, folder: Path, name:
 def test_a_folder_that_is_not_there_is_a_storage_error(machine: SimulatedMachine, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
         SealedStore.open(tmp_path / "none", "s", Sealer(machine.source()))
+
+
+def test_the_past_is_not_given_back_step_by_step_where_the_register_was_deleted(
+    machine: SimulatedMachine, opened: Callable[[], SealedStore], folder: Path, tmp_path: Path
+) -> None:
+    """Each state is the successor of the one before; the first is nobody's, so it must not be taken for the last."""
+    kept = []
+    for number in range(4):
+        with opened() as store:
+            if number:
+                store.put("n", str(number).encode())
+        kept.append(folder / f"kept-{number}")
+        shutil.copy(folder / FILE, kept[-1])
+    shutil.rmtree(tmp_path / "machine" / "registers")
+    shutil.copy(kept[0], folder / FILE)
+    with opened() as store:
+        assert store.names() == []
+    for older in kept:
+        shutil.copy(older, folder / FILE)
+        with pytest.raises(RollbackError):
+            opened()
+
+
+def _rows(path: Path) -> list[tuple[bytes, bytes]]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT hashed, record FROM record").fetchall()
+
+
+def test_reseal_changes_every_key(machine: SimulatedMachine, folder: Path) -> None:
+    """Who had the store's key when an older version was broken can neither read nor forge what comes after."""
+    with SealedStore.open(folder, "s", Sealer(machine.source())) as store:
+        store.put("a", b"1")
+        store.put("b", b"2")
+    before = _rows(folder / FILE)
+    with SealedStore.open(folder, "s", Sealer(machine.source())) as store:
+        store.reseal()
+        assert (store["a"], store["b"], len(store)) == (b"1", b"2", 2)
+        store.put("a", b"3")
+    after = _rows(folder / FILE)
+    assert not {each for row in before for each in row} & {each for row in after for each in row}
+    assert len(after) == 2
+    with SealedStore.open(folder, "s", Sealer(machine.source())) as store:
+        assert (store["a"], store["b"]) == (b"3", b"2")
+
+
+def test_a_journal_beside_the_file_is_refused_when_it_is_opened_again(
+    opened: Callable[[], SealedStore], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened() as store:
+        store.put("a", b"1")
+
+        def full(*_: object, **__: object) -> None:
+            (folder / f"{FILE}-journal").write_bytes(b"names a file")
+            raise StorageError("full")
+
+        monkeypatch.setattr(store._database, "commit", full)
+        with pytest.raises(StorageError, match="full"):
+            store.put("a", b"2")
+        with pytest.raises(StorageError, match="interrupted"):
+            store.get("a")
+    with pytest.raises(SealedDataError, match="no store has a journal"):
+        opened()

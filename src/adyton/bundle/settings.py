@@ -271,7 +271,7 @@ def _check_names(settings: Settings) -> None:
             raise ConfigurationError(f"enclave.toml: 'environment.allow' has {name!r}, which a host may not set")
 
 
-def _check_sealing(settings: Settings) -> None:
+def _check_sealing(settings: Settings) -> None:  # noqa: C901  one for each mistake
     sealing = settings.sealing
     if sealing.min_version > sealing.version:
         raise ConfigurationError("enclave.toml: 'sealing.min_version' is more than 'sealing.version'")
@@ -284,6 +284,11 @@ def _check_sealing(settings: Settings) -> None:
     for name, value in needed.get(sealing.source, {}).items():
         if not value:
             raise ConfigurationError(f"enclave.toml: 'sealing.source' {sealing.source} needs 'sealing.{name}'")
+    if sealing.source != "tee" and (sealing.policy, sealing.min_version) != ("measurement", 1):
+        raise ConfigurationError(
+            f"enclave.toml: with 'sealing.source' {sealing.source}, that source decides who gets a key",
+            mend="leave 'sealing.policy' and 'sealing.min_version' out",
+        )
     for name, path in (("release.policy", sealing.release.policy), ("kms.roots", sealing.kms.roots)):
         if path and not is_included(path, settings.include):
             raise ConfigurationError(f"enclave.toml: 'sealing.{name}' is {path!r}, which 'include' leaves out")

@@ -79,10 +79,17 @@ class Vault:
         return self._open(name)
 
     def own_store(self, name: str) -> SealedStore:
-        """A store of Adyton's own: one for each code or signer, so that other code begins anew, not with an error."""
+        """A store of Adyton's own: one for each code or signer, so that other code begins anew, not with an error.
+
+        An update closes it to the code before; a higher `min_version`, which says that code was broken, begins anew.
+        """
         sealer = self.sealer
-        subject = sealer.source.current(sealer.policy).subject
-        return self._open(f"{RESERVED}{name}-{subject.hex()[:16]}")
+        current = sealer.source.current(sealer.policy)
+        least = self._settings.sealing.min_version
+        store = self._open(f"{RESERVED}{name}-{current.subject.hex()[:16]}" + (f"-{least}" if least > 1 else ""))
+        if store.sealed_version < current.version:
+            store.reseal()
+        return store
 
     def _open(self, name: str) -> SealedStore:
         if self._state_directory is None:

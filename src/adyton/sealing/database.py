@@ -43,13 +43,13 @@ class Database:
     def __init__(self, path: Path) -> None:
         """Open it, or make it, and lock it. `InUseError`, `StorageError`, or `SealedDataError` for what is no store."""
         self._path = path
-        try:
-            _check_files(path)
-        except OSError as problem:
-            raise StorageError(f"the store {path} can't be read or written: {problem.strerror}") from problem
         self._connect()
 
     def _connect(self) -> None:
+        try:
+            _check_files(self._path)
+        except OSError as problem:
+            raise StorageError(f"the store {self._path} can't be read or written: {problem.strerror}") from problem
         with self._failing():
             self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         try:

@@ -7,11 +7,12 @@ import errno
 import fcntl
 import io
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from adyton.errors import InUseError, StorageError
+from adyton.errors import InUseError, SealedDataError, StorageError
 
 _DISK: Final = frozenset({errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS})
 
@@ -25,6 +26,18 @@ def lock_file(file: BinaryIO, path: Path) -> None:
         mine = False
     if not mine:
         raise InUseError(f"{path} is being written elsewhere")
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """A descriptor of a file that is one: a pipe in its place would block for ever. Raises OSError too."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise SealedDataError(f"{path} is not a file")
 
 
 def sync_folder(path: Path) -> None:

@@ -34,7 +34,7 @@ from adyton.sealing.chunks import (
     pack_slot,
     parse_slot,
 )
-from adyton.sealing.disk import check_open, disk_errors, lock_file
+from adyton.sealing.disk import check_open, disk_errors, lock_file, open_regular
 from adyton.sealing.file_writer import SealedFileWriter, open_unfinished
 from adyton.sealing.sealer import Sealer
 
@@ -92,7 +92,7 @@ class SealedFile(io.RawIOBase):
         IsADirectoryError if the name is at fault.
         """
         with contextlib.ExitStack() as opened, disk_errors(path):
-            file = opened.enter_context(path.open("rb"))
+            file = opened.enter_context(os.fdopen(open_regular(path, os.O_RDONLY), "rb"))
             ends = _verify_ends(file, sealer, context)
             if expected is not None and expected != ends.trailer.identity:
                 raise RollbackError(f"{path} is genuine, and another than was expected")
@@ -107,7 +107,7 @@ class SealedFile(io.RawIOBase):
         a crash it is as before or done. It closes the file to older code that does not know the secret yet: if that
         code was broken, write the content to a new file instead. Raises as `open` and `create`.
         """
-        with disk_errors(path), path.open("r+b") as file:
+        with disk_errors(path), os.fdopen(open_regular(path, os.O_RDWR), "r+b") as file:
             lock_file(file, path)
             ends = _verify_ends(file, sealer, context)
             slot = pack_slot(sealer.reseal(ends.sealed, context=_CONTEXT + context))

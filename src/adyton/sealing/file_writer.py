@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from adyton.errors import StorageError
+from adyton.errors import SealedDataError, StorageError
 from adyton.sealing.chunks import ChunkWriter, FileKeys, Trailer
-from adyton.sealing.disk import check_open, disk_errors, lock_file, sync_folder
+from adyton.sealing.disk import check_open, disk_errors, lock_file, open_regular, sync_folder
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -150,10 +150,12 @@ class SealedFileWriter(io.RawIOBase):
 
 def open_unfinished(path: Path) -> BinaryIO:
     """The file that is to be renamed: empty, and nobody else's until it is closed."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
     file = os.fdopen(descriptor, "wb")
     try:
         lock_file(file, path)
+        if os.fstat(descriptor).st_nlink > 1:
+            raise SealedDataError(f"{path} has another name as well")
         file.truncate(0)
     except BaseException:
         file.close()

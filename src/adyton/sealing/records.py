@@ -60,6 +60,15 @@ class Root:
             previous=digest or bytes(DIGEST_BYTES),
         )
 
+    def renewed(self, digest: bytes | None, *, total: int) -> Root:
+        """The next root, of the same records under other keys: `total` is the sum of their weights."""
+        return Root(
+            generation=self.generation + 1,
+            count=self.count,
+            total=total % _MODULUS,
+            previous=digest or bytes(DIGEST_BYTES),
+        )
+
 
 class Records:
     """The four keys of one store, and what is done with them."""

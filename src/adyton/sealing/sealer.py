@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 from adyton.errors import SealedDataError, UnsealError
 from adyton.sealing.header import MAX_CONTEXT_BYTES, NONCE_BYTES, SALT_BYTES, Header, parse_header, split_header
-from adyton.tee.sealing import KeySource, SealPolicy
+from adyton.tee.sealing import Binding, KeySource, SealPolicy
 
 MAX_SECRET_BYTES: Final = 64 * 1024 * 1024
 """What one call seals; a stream is for SealedFile."""
@@ -29,9 +29,9 @@ class Sealer:
     """Seals under one policy of a source; unseals whatever the source still has the key of. Safe in threads.
 
     `policy`: None is EXTERNAL where the source is outside, else MEASUREMENT. `min_version`: data that was sealed for a
-    lower version of a signer's code is refused, for whoever broke that version may have made it. `signers`: whose code
-    this may be, for SIGNER; None asks nothing. Anybody can sign the same code, and would get what it seals for its
-    signer.
+    lower version of a signer's code is refused, for whoever broke that version may have made it. `signers`: who may
+    have signed this code under SIGNER, and code whose data is unsealed; None asks nothing. Anybody can sign this code,
+    would get what it seals for its signer, and could make it believe what code of his own has sealed.
     """
 
     def __init__(
@@ -44,8 +44,9 @@ class Sealer:
     ) -> None:
         self._source = source
         self._policy = policy or _default_policy(source)
-        if self._policy is SealPolicy.SIGNER and signers is not None:
-            _check_signer(source.current(SealPolicy.SIGNER).subject, signers)
+        self._signers = signers
+        if self._policy is SealPolicy.SIGNER:
+            self._check_signer(source.current(SealPolicy.SIGNER))
         self._min_version = min_version
         self._guard = threading.Lock()
         self._writers: dict[bytes, tuple[bytes, AESGCMSIV]] = {}
@@ -95,7 +96,10 @@ class Sealer:
         For after an update: of the code (policy SIGNER: what is resealed is closed to earlier versions), of the
         hardware, or of the policy. Raises as `unseal` and `seal`.
         """
-        secret = self.unseal(sealed, context=context)
+        return self.seal_anew(self.unseal(sealed, context=context), context=context)
+
+    def seal_anew(self, secret: bytes, *, context: bytes = b"") -> bytes:
+        """As `seal`, with a key that is asked for now: of the present version of the code and of the hardware."""
         with self._guard:
             self._writers.pop(context, None)
         return self.seal(secret, context=context)
@@ -122,11 +126,19 @@ class Sealer:
             raise UnsealError(
                 f"the data's key is from the source {header.source!r}, this enclave's {self._source.name!r}"
             )
-        if header.binding.policy is SealPolicy.SIGNER and header.binding.version < self._min_version:
-            found, least = header.binding.version, self._min_version
-            raise UnsealError(f"the data was sealed by version {found}; this enclave takes {least} or later")
+        if header.binding.policy is SealPolicy.SIGNER:
+            self._check_signer(header.binding)
+            if header.binding.version < self._min_version:
+                found, least = header.binding.version, self._min_version
+                raise UnsealError(f"the data was sealed by version {found}; this enclave takes {least} or later")
         key = self._source.same_key(header.binding, header.request)
         return self._remember(self._readers, encoded, (header.context, header.cipher(key)))
+
+    def _check_signer(self, binding: Binding) -> None:
+        """Whose code this is, or whose data: under any policy, for anybody can sign this code, and code of his own."""
+        if self._signers is not None and binding.subject not in self._signers:
+            signer = binding.subject.hex()
+            raise UnsealError(f"the signer {signer} is none that this code knows", mend="enclave.toml: sealing.signers")
 
     def _remember(
         self, known: dict[bytes, tuple[bytes, AESGCMSIV]], name: bytes, value: tuple[bytes, AESGCMSIV]
@@ -136,13 +148,6 @@ class Sealer:
                 known.clear()
             known[name] = value
         return value
-
-
-def _check_signer(signer: bytes, known: Collection[bytes]) -> None:
-    if signer not in known:
-        raise UnsealError(
-            f"the signer of this code is {signer.hex()}, none that it knows", mend="sealing.signers in enclave.toml"
-        )
 
 
 def _default_policy(source: KeySource) -> SealPolicy:

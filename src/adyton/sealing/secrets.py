@@ -116,7 +116,7 @@ class KeptSecrets:
             if before is None and len(self._values) >= MAX_SECRETS:
                 raise ApplicationError(StatusCode.RESOURCE_EXHAUSTED, f"an enclave keeps {MAX_SECRETS} secrets")
             version = 1 + (0 if before is None else _info(name, before).version)
-            kept = _HEAD.pack(version, int(time.time())) + value
+            kept = _HEAD.pack(version, max(0, int(time.time()))) + value
             if self._store is not None:
                 self._store.put(name, kept)
             self._values[name] = kept

@@ -147,15 +147,28 @@ class SealedStore:
                 self._changing = False
 
     def reseal(self) -> None:
-        """Seal the store's key for this version of the code and the present security version; values stay as they are.
+        """Seal all of it anew, under a new key, for this version of the code and the present security version.
 
-        From then on an earlier version of a signer's code can't open it.
+        From then on an earlier version of a signer's code can't open it, nor make it believe anything with the key that
+        it knew. One transaction; all values are in memory meanwhile.
         """
         with self._guard:
             self._check_usable()
-            sealed_key = self._sealer.reseal(self._sealed_key, context=self._context)
-            root = self._root.after(self._digest, removed=(), added=(), more=0)
-            self._write(sealed_key, root, {}, {})
+            key = os.urandom(STORE_KEY_BYTES)
+            keys, changes, tags = Records(key), dict[bytes, bytes | None].fromkeys(self._tags), dict[bytes, bytes]()
+            for old in self._tags:
+                name, value = self._read(old)
+                hashed = keys.hash_name(name)
+                changes[hashed] = record = keys.encrypt(hashed, name, value)
+                tags[hashed] = tag_of(record)
+            total = sum(keys.weight(hashed, tag) for hashed, tag in tags.items())
+            sealed_key = self._sealer.seal_anew(key, context=self._context)
+            self._write(keys, sealed_key, self._root.renewed(self._digest, total=total), changes, tags)
+
+    @property
+    def sealed_version(self) -> int:
+        """The least version of a signer's code that can open it; 0 under other policies."""
+        return parse_header(split_header(self._sealed_key)[0]).binding.version
 
     def _begin(self) -> None:
         """A new store; where something remembers one of that name, its file was taken away."""
@@ -165,9 +178,9 @@ class SealedStore:
                 "the hardware remembers a store of that name, and its file is gone",
                 mend="restore it; or give the new one another name",
             )
+        self._digest = None
         key = os.urandom(STORE_KEY_BYTES)
-        self._records = Records(key)
-        self._write(self._sealer.seal(key, context=self._context), self._root, {}, {})
+        self._write(Records(key), self._sealer.seal(key, context=self._context), self._root, {}, {})
 
     def _verify(self, sealed_key: bytes, root: bytes) -> None:
         key = self._sealer.unseal(sealed_key, context=self._context)
@@ -202,7 +215,12 @@ class SealedStore:
         last = register.read()
         if last == digest:
             return
-        if last != (self._root.previous if self._root.generation else None):
+        if last is None and (self._root.generation, self._root.count) == (0, 0):
+            # Nothing in it was ever acknowledged. It is not taken as it is: where somebody has deleted the register, a
+            # host could give back all of the past, step by step, each the next one's successor.
+            self._begin()
+            return
+        if last is None or last != self._root.previous:
             raise RollbackError("the store is not the one that was written last: this file is older, or a rival of it")
         self._database.settle()
         register.write(digest, after=last)
@@ -235,10 +253,11 @@ class SealedStore:
             added=[self._records.weight(each, tag) for each, tag in added.items()],
             more=len(added) - len(removed),
         )
-        self._write(self._sealed_key, root, records, added)
+        self._write(self._records, self._sealed_key, root, records, added)
 
     def _write(
         self,
+        keys: Records,
         sealed_key: bytes,
         root: Root,
         records: Mapping[bytes, bytes | None],
@@ -249,7 +268,7 @@ class SealedStore:
         Until the end the store counts as broken: whatever interrupts this leaves no memory that the file is not like.
         """
         before = self._digest
-        encrypted = self._records.encrypt_root(root)
+        encrypted = keys.encrypt_root(root)
         digest = root_digest(sealed_key, encrypted)
         self._fault = StorageError("the store's last write was interrupted", mend="open it again")
         try:
@@ -259,7 +278,7 @@ class SealedStore:
             for each in records:
                 self._tags.pop(each, None)
             self._tags.update(added)
-            self._root, self._sealed_key, self._digest = root, sealed_key, digest
+            self._records, self._root, self._sealed_key, self._digest = keys, root, sealed_key, digest
         except StorageError:
             self._recover()
             raise
