@@ -200,7 +200,7 @@ def test_a_member_is_known_after_the_ca_was_renewed(server: Server) -> None:
             server.ca,
             ec.generate_private_key(ec.SECP256R1()).public_key(),
             rule="r",
-            record=a_peer(server.clock.now).encode(),
+            record=server.identity.current().epoch + a_peer(server.clock.now).encode(),
             now=server.clock.now,
             lifetime=timedelta(hours=1),
         )
@@ -211,6 +211,24 @@ def test_a_member_is_known_after_the_ca_was_renewed(server: Server) -> None:
     server.clock.now -= timedelta(hours=12.5)
     assert server.ca.certificate != before
     assert members.find(shown) is not None
+
+
+def test_a_member_is_a_stranger_after_a_restart_and_after_a_rotation(server: Server) -> None:
+    """The CA may be the same, from a sealed store; the policy by which the member was judged may not."""
+    for epoch, known in ((server.identity.current().epoch, True), (bytes(16), False), (b"", False)):
+        members = Members(clock=server.clock)
+        members.trust(server.identity)
+        certificate = issue_member(
+            server.ca,
+            ec.generate_private_key(ec.SECP256R1()).public_key(),
+            rule="r",
+            record=epoch + a_peer(NOW + timedelta(hours=1)).encode(),
+            now=NOW,
+            lifetime=timedelta(hours=1),
+        )
+        assert (members.find(pem(certificate)) is not None) == known
+    before = server.identity.current().epoch
+    assert server.identity.rotate().epoch != before
 
 
 class MeshCall:

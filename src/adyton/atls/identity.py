@@ -9,6 +9,7 @@ next. `LocalIdentity` makes and renews them; `Identity` is what they are at one 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adyton.atls.certificates import CA_LIFETIME, Issued, issue_leaf, make_ca, pem
 
+EPOCH_BYTES: Final = 16
 LEAF_LIFETIME: Final = timedelta(hours=24)
 _KEPT_LEAVES: Final = 64
 """For a month: a client asks again about the certificate that its connection began with, however long ago."""
@@ -31,12 +33,14 @@ class Identity:
     """The enclave's keys and certificates at one moment.
 
     `leaves` has the one to be shown first; the others were shown before, and clients that have pinned one of them may
-    still ask about it. `renew_at` is when there will be others.
+    still ask about it. `renew_at` is when there will be others. `epoch` (16 random bytes) is of this start of the
+    enclave and of this CA: what it says of its callers ends with it, though the CA may not.
     """
 
     leaves: tuple[Issued, ...]
     claims: bytes
     renew_at: datetime
+    epoch: bytes
 
     @property
     def leaf(self) -> Issued:
@@ -99,6 +103,7 @@ class LocalIdentity:
         self._clock = clock
         self._kept = kept
         self._guard = threading.Lock()
+        self._epoch = os.urandom(EPOCH_BYTES)
         now = clock()
         ca = kept.load() if kept else None
         self._current = self._renewed(self._ca(ca, now), (), now)
@@ -118,7 +123,8 @@ class LocalIdentity:
         """
         now = self._clock()
         with self._guard:
-            self._current = self._renewed(self._save(make_ca(now)), (), now)
+            ca, self._epoch = self._save(make_ca(now)), os.urandom(EPOCH_BYTES)
+            self._current = self._renewed(ca, (), now)
             return self._current
 
     def _ca(self, ca: Issued | None, now: datetime) -> Issued:
@@ -138,6 +144,7 @@ class LocalIdentity:
         leaf = Issued(key=key, certificate=certificate, issuer=ca)
         return Identity(
             leaves=(leaf, *before)[:_KEPT_LEAVES],
+            epoch=self._epoch,
             claims=self._claims,
             renew_at=now + self._leaf_lifetime / 2,
         )

@@ -118,7 +118,10 @@ CONNECTED: Final = Peers()
 
 
 class Members:
-    """The enrolled callers that show a certificate of this enclave's CA, until it ends."""
+    """The enrolled callers that show a certificate of this enclave's CA, until the certificate or the enclave ends.
+
+    A CA that is kept outlives the policy by which its callers were judged: each has to enrol again after a restart.
+    """
 
     def __init__(self, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
@@ -132,9 +135,9 @@ class Members:
         """The caller that the certificate is of. Whoever shows it has proved to TLS that the key is its own."""
         if self._source is None:
             return None
-        leaves = self._source.current().leaves
-        authorities = frozenset(leaf.issuer.certificate for leaf in leaves if leaf.issuer is not None)
-        found = _member_of(certificate_pem, authorities)
+        identity = self._source.current()
+        authorities = frozenset(leaf.issuer.certificate for leaf in identity.leaves if leaf.issuer is not None)
+        found = _member_of(certificate_pem, authorities, identity.epoch)
         return found if found is not None and self._clock() < found.expires_at else None
 
 
@@ -184,7 +187,9 @@ def _key_of(certificate_pem: bytes) -> bytes | None:
 
 
 @functools.lru_cache(maxsize=_KEPT_CERTIFICATES)
-def _member_of(certificate_pem: bytes, authorities: frozenset[x509.Certificate]) -> Peer | None:
+def _member_of(certificate_pem: bytes, authorities: frozenset[x509.Certificate], epoch: bytes) -> Peer | None:
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     record = read_member(certificate, authorities)
-    return None if record is None else Peer.decode(record, certificate.not_valid_after_utc)
+    if record is None or record[: len(epoch)] != epoch:
+        return None
+    return Peer.decode(record[len(epoch) :], certificate.not_valid_after_utc)

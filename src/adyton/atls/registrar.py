@@ -18,7 +18,6 @@ from google.protobuf.message import DecodeError
 from adyton.atls.ages import max_age_seconds
 from adyton.atls.attester import Connection, check_connection
 from adyton.atls.binding import NONCE_BYTES, VERSION
-from adyton.atls.certificates import Issued
 from adyton.atls.enrolment import Application, Standing
 from adyton.atls.identity import Clock, Identity, IdentitySource
 from adyton.atls.member import issue_member
@@ -144,10 +143,10 @@ class Registrar:
         except AdytonError as problem:
             raise self._logged(application, problem) from problem
         self._challenges.succeed(connection.client_sha256)
-        return self._admit(application, appraisal, identity.ca, connection, now)
+        return self._admit(application, appraisal, identity, connection, now)
 
     def _admit(
-        self, application: Application, appraisal: Appraisal, ca: Issued, connection: Connection, now: datetime
+        self, application: Application, appraisal: Appraisal, identity: Identity, connection: Connection, now: datetime
     ) -> bytes:
         lifetime = timedelta(seconds=max_age_seconds(appraisal.tee))
         if (end := self._terms.policy.expires) is not None:
@@ -160,15 +159,16 @@ class Registrar:
             insecurities=tuple(map(str, appraisal.insecurities)),
             expires_at=now + lifetime,
         )
+        record = identity.epoch + peer.encode()
         certificate = issue_member(
-            ca, application.key, rule=peer.rule, record=peer.encode(), now=now, lifetime=lifetime
+            identity.ca, application.key, rule=peer.rule, record=record, now=now, lifetime=lifetime
         )
         self._peers.enrol(connection.client_sha256, peer)
         _log.info("a caller has enrolled", extra={"role": application.role, "rule": peer.rule, "tee": peer.tee})
         return EnrolResponse(
             version=VERSION,
             chain=[certificate.public_bytes(Encoding.DER)],
-            ca_certificate=ca.der,
+            ca_certificate=identity.ca.der,
             renew_after_seconds=max(1, int(lifetime.total_seconds() / 2)),
             mesh_port=self.mesh_port,
         ).SerializeToString()

@@ -26,7 +26,7 @@ class _Fetcher:
         self._roots = roots
         self._guard = threading.Lock()
         self._shown = source.current()
-        self._swapped_at = -MIN_SWAP_SECONDS
+        self._swapped_at = time.monotonic()
 
     def configuration(self, identity: Identity) -> grpc.ServerCertificateConfiguration:
         pair = (key_pem(identity.leaf.key), chain_pem(identity))

@@ -198,6 +198,7 @@ def _encode_identity(identity: Identity) -> keeper_pb2.Identity:
         leaves=map(_encode_issued, identity.leaves),
         claims=identity.claims,
         renew_at=(identity.renew_at - _EPOCH) // _MICROSECOND,
+        epoch=identity.epoch,
     )
 
 
@@ -214,6 +215,7 @@ def _decode_identity(message: keeper_pb2.Identity) -> Identity:
         leaves=tuple(map(_decode_issued, message.leaves)),
         claims=message.claims,
         renew_at=_EPOCH + message.renew_at * _MICROSECOND,
+        epoch=message.epoch,
     )
 
 

@@ -374,9 +374,11 @@ class Identity(_message.Message):
     LEAVES_FIELD_NUMBER: _builtins.int
     CLAIMS_FIELD_NUMBER: _builtins.int
     RENEW_AT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     claims: _builtins.bytes
     renew_at: _builtins.int
     """microseconds since 1970"""
+    epoch: _builtins.bytes
     @_builtins.property
     def leaves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Issued]:
         """the one to be shown first"""
@@ -387,10 +389,11 @@ class Identity(_message.Message):
         leaves: _abc.Iterable[Global___Issued] | None = ...,
         claims: _builtins.bytes | None = ...,
         renew_at: _builtins.int | None = ...,
+        epoch: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "renew_at", b"renew_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "epoch", b"epoch", "renew_at", b"renew_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "leaves", b"leaves", "renew_at", b"renew_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "epoch", b"epoch", "leaves", b"leaves", "renew_at", b"renew_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
