@@ -21,7 +21,9 @@ from adyton.proto.guest import (
     parse_report,
 )
 
-DOCUMENT = BootDocument(time_ns=1, host_name="enclave", event_log=b"log", certificates=(b"leaf", b"root"))
+DOCUMENT = BootDocument(
+    time_ns=1, host_name="enclave", event_log=b"log", certificates=(b"leaf", b"root"), approvals=(b"approved",)
+)
 FIELDS = json.loads(DOCUMENT.encode())
 ENDED = json.loads(encode_report(Ended(status=3, out_of_memory=False)))
 JSON = st.recursive(
@@ -36,11 +38,14 @@ JSON = st.recursive(
     host_name=st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", fullmatch=True),
     event_log=st.binary(),
     certificates=st.lists(st.binary()).map(tuple),
+    approvals=st.lists(st.binary()).map(tuple),
 )
 def test_a_boot_document_says_what_was_put_into_it(
-    time_ns: int, host_name: str, event_log: bytes, certificates: tuple[bytes, ...]
+    time_ns: int, host_name: str, event_log: bytes, certificates: tuple[bytes, ...], approvals: tuple[bytes, ...]
 ) -> None:
-    document = BootDocument(time_ns=time_ns, host_name=host_name, event_log=event_log, certificates=certificates)
+    document = BootDocument(
+        time_ns=time_ns, host_name=host_name, event_log=event_log, certificates=certificates, approvals=approvals
+    )
     assert parse_boot_document(document.encode()) == document
 
 
@@ -65,6 +70,9 @@ def test_a_boot_document_says_what_was_put_into_it(
         ("certificates", [7]),
         ("certificates", ["?"]),
         ("certificates", 7),
+        ("approvals", None),
+        ("approvals", [7]),
+        ("approvals", ["?"]),
     ],
 )
 def test_a_boot_document_with_a_wrong_field_is_refused(field: str, value: Any) -> None:

@@ -24,7 +24,7 @@ from adyton.tee.tpm.approvals import (
 )
 
 KEY = ec.generate_private_key(ec.SECP256R1())
-PCRS = {index: bytes([index]) * 32 for index in (0, 4, 9, 15)}
+PCRS = {index: bytes([index + 1]) * 32 for index in (0, 4, 9, 15)}
 MADE = make_approvals(KEY, product=b"translator", version=3, pcrs=PCRS)
 DOCUMENT = encode_approvals(MADE)
 HEAD = 5 + 64 + 1 + len(b"translator")
@@ -49,7 +49,7 @@ def test_policies_differ_by_signer_product_and_version_and_not_by_pcrs() -> None
     other_product = make_approvals(KEY, product=b"translators", version=3, pcrs=PCRS)
     digests = {each.policy(version).digest for each in (MADE, other_key, other_product) for version in (1, 2, 3)}
     assert len(digests) == 9
-    updated = make_approvals(KEY, product=b"translator", version=5, pcrs={0: bytes(32)})
+    updated = make_approvals(KEY, product=b"translator", version=5, pcrs={0: b"updated".ljust(32)})
     assert updated.policy(2).digest == MADE.policy(2).digest
     labelled = [MADE.policy(1, label=label).digest for label in (b"a", b"b")]
     assert len({*labelled, MADE.policy(1).digest}) == 3
@@ -59,7 +59,7 @@ def test_policies_differ_by_signer_product_and_version_and_not_by_pcrs() -> None
     ("product", "version"), [(b"", 1), (bytes(MAX_PRODUCT_BYTES), 2), (b"p", MAX_APPROVED_VERSION)]
 )
 def test_the_largest_and_the_least_fit(product: bytes, version: int) -> None:
-    made = make_approvals(KEY, product=product, version=version, pcrs=dict.fromkeys(range(16), bytes(32)))
+    made = make_approvals(KEY, product=product, version=version, pcrs=dict.fromkeys(range(16), b"a" * 32))
     assert len(encode_approvals(made)) <= MAX_BYTES
     assert parse_approvals(encode_approvals(made)) == made
 
@@ -72,6 +72,7 @@ def test_the_largest_and_the_least_fit(product: bytes, version: int) -> None:
         (b"", MAX_APPROVED_VERSION + 1, PCRS, "a version is 1 to 1024"),
         (b"", 1, {}, "PCRs are one or more"),
         (b"", 1, {1: bytes(32)}, "what is sealed to is PCR 0"),
+        (b"", 1, {0: bytes(32), 4: b"a" * 32}, "PCR 0 is zero: nothing was measured"),
         (b"", 1, {0: bytes(32), 16: bytes(32)}, "what is sealed to is PCR 0"),
         (b"", 1, {0: bytes(20)}, "a PCR of the SHA-256 bank has 32 bytes"),
     ],

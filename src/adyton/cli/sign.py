@@ -1,22 +1,27 @@
 """`adyton sign`: the holder of a key says that a bundle is a version of a product. Data sealed for the signer needs it.
 
-The signature is a file of its own, JSON, beside the bundle: it is no part of what is measured.
+The signature is a file of its own, JSON, beside the bundle: it is no part of what is measured. Where measurements.json
+says what a TPM measures of the bundle's machine, the signer approves that too.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from adyton.cli.main import say
 from adyton.errors import ConfigurationError
-from adyton.host.bundles import Bundle, signature_path, write_whole
+from adyton.host.bundles import MEASUREMENTS, Bundle, signature_path, write_whole
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
+
+_BUILD: Final = "`adyton build` it again, with `--for vm`"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,10 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     key, bundle = load_key(arguments.key), _load(arguments.bundle)
     output = arguments.output or signature_path(arguments.bundle)
-    _write(output, _sign(bundle, key), sparing=(arguments.bundle, arguments.key))
+    pcrs = _read_pcrs(arguments.bundle.with_name(MEASUREMENTS), bundle)
+    _write(output, _sign(bundle, key, pcrs), sparing=(arguments.bundle, arguments.key))
     say(f"wrote {output}")
     settings = bundle.settings
     record = {"signer": key_id(key), "product": settings.name, "version": settings.sealing.version}
+    if pcrs:
+        record["tpm"] = f"PCR {', '.join(map(str, sorted(pcrs)))}"
     print_record(record, as_json=False)
     return 0
 
@@ -50,8 +58,25 @@ def _load(path: Path) -> Bundle:
     return Bundle.load(path)
 
 
-def _sign(bundle: Bundle, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The file's content: signed code, and room for more keys."""
+def _read_pcrs(path: Path, bundle: Bundle) -> Mapping[int, bytes]:
+    """What a TPM has measured when the bundle's machine runs, as `adyton build --for vm` computed it; else nothing."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["bundle_sha256"] != bundle.sha256.hex():
+            say(f"{path} is of another bundle, so nothing is approved for TPMs ({_BUILD})")
+            return {}
+        pcrs = content["reference_values"].get("tpm", {}).get("pcrs", {})
+        return {int(index): bytes.fromhex(value) for index, value in pcrs.items()}
+    except FileNotFoundError:
+        return {}
+    except OSError as problem:
+        raise ConfigurationError(f"can't read {path}: {problem.strerror}") from problem
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as problem:
+        raise ConfigurationError(f"{path} holds no reference values", mend=_BUILD) from problem
+
+
+def _sign(bundle: Bundle, key: ec.EllipticCurvePrivateKey, pcrs: Mapping[int, bytes]) -> bytes:
+    """The file's content: signed code, and approvals for TPMs."""
     from adyton.tee.simulated.format import simulated_measurement
     from adyton.tee.simulated.signed_code import sign_code
 
@@ -61,7 +86,27 @@ def _sign(bundle: Bundle, key: ec.EllipticCurvePrivateKey) -> bytes:
         version=bundle.settings.sealing.version,
         measurement=simulated_measurement(bundle.sha256),
     )
+    if pcrs:
+        document["tpm"] = [base64.b64encode(_approve(bundle, key, pcrs)).decode()]
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _approve(bundle: Bundle, key: ec.EllipticCurvePrivateKey, pcrs: Mapping[int, bytes]) -> bytes:
+    """The approvals of these PCRs. What is not measured without firmware stays zero."""
+    from adyton.tee.tpm.approvals import MAX_APPROVED_VERSION, encode_approvals, make_approvals
+    from adyton.tee.tpm.sealing import SEALING_PCRS
+
+    product, version = bundle.settings.name.encode(), bundle.settings.sealing.version
+    if version > MAX_APPROVED_VERSION:
+        raise ConfigurationError(
+            f"sealing.version is {version}, and versions for TPMs end at {MAX_APPROVED_VERSION}",
+            mend="start again at 1, under another name",
+        )
+    unmeasured = dict.fromkeys(SEALING_PCRS, bytes(32))
+    try:
+        return encode_approvals(make_approvals(key, product=product, version=version, pcrs={**unmeasured, **pcrs}))
+    except ValueError as problem:
+        raise ConfigurationError(f"{MEASUREMENTS} can't be approved: {problem}", mend=_BUILD) from problem
 
 
 def _write(path: Path, content: bytes, *, sparing: tuple[Path, ...]) -> None:

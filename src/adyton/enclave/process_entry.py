@@ -3,7 +3,7 @@
 Whoever has verified the bundle (the simulation's firmware; in a guest whoever measured what it booted) starts this with
 one argument: a JSON object with `path` (added to sys.path already), `bundle` and `data` (folders), `control_fd`, and,
 each or null, `state` (the folder that outlives the enclave), `device_fd` and `sealing_fd` (to the simulation's
-hardware), `hardware` (how to reach a guest's, see guest/hardware.py), `keeper_fd` (to the first process of its
+hardware), `hardware` (how to reach a guest's, see guest/enclave.py), `keeper_fd` (to the first process of its
 enclave), `parent_pid`, `worker` (its number among the server processes of one enclave) and `cpu`. Packages that are not
 part of what was measured are compared with the bundle's lock.
 """
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from adyton.bundle.settings import parse_settings
+from adyton.bundle.settings import Settings, parse_settings
 from adyton.enclave.logs import log_threads_quietly, start_logging
 from adyton.enclave.runtime import Runtime
 from adyton.errors import ControlProtocolError
@@ -75,7 +75,7 @@ def _serve(spec: dict[str, Any]) -> int:
         data_directory=Path(spec["data"]),
         state_directory=None if spec["state"] is None else Path(spec["state"]),
         device=device,
-        key_source=_key_source(spec, device),
+        key_source=_key_source(spec, device, settings),
         worker=spec["worker"],
         keeper=_socket(spec["keeper_fd"]),
         request_stop=lambda reason: server.request_stop(reason),  # noqa: PLW0108  server comes below
@@ -137,7 +137,8 @@ def _device(spec: dict[str, Any]) -> Device | None:
     if spec["hardware"] is not None:
         from adyton.enclave.guest.hardware import find_hardware  # not above: a simulation has no use for it
 
-        return find_hardware(**spec["hardware"])
+        hardware = spec["hardware"]
+        return find_hardware(certificates=hardware["certificates"], broker_fd=hardware["broker_fd"])
     if spec["device_fd"] is None:
         return None
     from adyton.tee.simulated.device import SimulatedDevice
@@ -145,8 +146,8 @@ def _device(spec: dict[str, Any]) -> Device | None:
     return SimulatedDevice(socket.socket(fileno=spec["device_fd"]))
 
 
-def _key_source(spec: dict[str, Any], device: Device | None) -> KeySource | None:
-    """What of this hardware has sealing keys."""
+def _key_source(spec: dict[str, Any], device: Device | None, settings: Settings) -> KeySource | None:
+    """What of this hardware has sealing keys. The signers are measured; what they approve came with the host."""
     if spec["sealing_fd"] is not None:
         from adyton.tee.simulated.sealing import SimulatedSealing
 
@@ -155,7 +156,11 @@ def _key_source(spec: dict[str, Any], device: Device | None) -> KeySource | None
         return None
     from adyton.tee.devices import find_key_source
 
-    return find_key_source(device)
+    return find_key_source(
+        device,
+        signers=list(map(bytes.fromhex, settings.sealing.signers)),
+        approvals=list(map(bytes.fromhex, spec["hardware"]["approvals"])),
+    )
 
 
 def _socket(descriptor: int | None) -> socket.socket | None:

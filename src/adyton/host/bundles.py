@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import tempfile
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from adyton.tee.simulated.signed_code import SignedCode
 
 SETTINGS, LOCK = "enclave.toml", "requirements.lock"
+#: Reference values, beside a bundle's file.
+MEASUREMENTS = "measurements.json"
 #: The distribution's packages in a virtual machine's image; a project may have none.
 IMAGE_LOCK = "image.lock"
 #: What of the package runs inside. The rest of it is the host's.
@@ -122,6 +125,17 @@ class Bundle:
             )
         return code
 
+    def tpm_approvals(self) -> tuple[bytes, ...]:
+        """What its signature holds for TPMs, for the guest to verify. Raises ConfigurationError as `signed_code`."""
+        if self.signature is None or self.signed_code() is None:
+            return ()
+        try:
+            return tuple(base64.b64decode(each, validate=True) for each in json.loads(self.signature).get("tpm", []))
+        except (TypeError, ValueError) as problem:
+            raise ConfigurationError(
+                "what the signature holds for TPMs can't be read", mend="sign again: adyton sign"
+            ) from problem
+
     def measurements(self) -> dict[str, object]:
         """The content of measurements.json: reference values, one entry a technology that this bundle runs on."""
         return {
@@ -142,7 +156,7 @@ class Bundle:
             directory.mkdir(parents=True, exist_ok=True)
             return (
                 write_whole(directory / f"{self.settings.name}.adyton", self.data),
-                write_whole(directory / "measurements.json", text.encode()),
+                write_whole(directory / MEASUREMENTS, text.encode()),
             )
         except OSError as problem:
             raise ConfigurationError(f"can't write to {directory}: {problem.strerror}") from problem

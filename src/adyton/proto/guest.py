@@ -27,12 +27,14 @@ class BootDocument:
 
     `time_ns`: since 1970. `event_log` and `certificates` (DER) are what the launcher knows of the guest's TPM: the
     log of what it measured, and who vouches for the attestation key; the guest staples them to its evidence.
+    `approvals`: documents with which signers let that TPM give their code its keys; the guest verifies them.
     """
 
     time_ns: int
     host_name: str
     event_log: bytes
     certificates: tuple[bytes, ...]
+    approvals: tuple[bytes, ...]
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -42,6 +44,7 @@ class BootDocument:
                 "host_name": self.host_name,
                 "event_log": _text(self.event_log),
                 "certificates": [_text(each) for each in self.certificates],
+                "approvals": [_text(each) for each in self.approvals],
             }
         ).encode()
 
@@ -58,6 +61,7 @@ def parse_boot_document(data: bytes) -> BootDocument:
             host_name=host_name,
             event_log=_bytes(fields["event_log"]),
             certificates=tuple(_bytes(each) for each in fields["certificates"]),
+            approvals=tuple(_bytes(each) for each in fields["approvals"]),
         )
     except (KeyError, TypeError, ValueError) as problem:
         raise ControlProtocolError("the boot document is not one") from problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from adyton.errors import UnsupportedError
@@ -42,13 +43,24 @@ KEY_SOURCES: Final = {"sgx": "SgxSealing", "snp": "SnpSealing", "tpm": "TpmSeali
 """Room and class of those that have sealing keys too; TDX, Nitro and CCA have none, and Azure's are not tried."""
 
 
-def find_key_source(device: Device) -> KeySource | None:
-    """The sealing keys of the hardware that `device` speaks to; None if it has none."""
+def find_key_source(
+    device: Device, *, signers: Sequence[bytes] = (), approvals: Sequence[bytes] = ()
+) -> KeySource | None:
+    """The sealing keys of the hardware that `device` speaks to; None if it has none.
+
+    `signers` and `approvals` are for a TPM, which does not learn otherwise who signed the code: `TpmSealing.believing`.
+    """
     name = KEY_SOURCES.get(device.tee)
     if name is None:
         return None
     kind = getattr(importlib.import_module(f"adyton.tee.{device.tee}.sealing"), name)
-    source: KeySource = kind(collect=device.collect_evidence) if device.tee == "snp" else kind()
+    source: KeySource
+    if device.tee == "snp":
+        source = kind(collect=device.collect_evidence)
+    elif device.tee == "tpm":
+        source = kind.believing(signers, approvals)
+    else:
+        source = kind()
     return source
 
 

@@ -40,6 +40,7 @@ class Inside:
     control: socket.socket
     streams: dict[str, tuple[socket.socket, socket.socket]]
     certificates: tuple[bytes, ...]
+    approvals: tuple[bytes, ...]
     broker: tuple[socket.socket, socket.socket] | None
 
     @classmethod
@@ -50,6 +51,7 @@ class Inside:
             control=control,
             streams={kind: socket.socketpair() for kind in ("stdout", "stderr")},
             certificates=document.certificates,
+            approvals=document.approvals,
             broker=socket.socketpair() if hardware.needs_root() else None,
         )
 
@@ -72,6 +74,7 @@ class Inside:
             "hardware": {
                 "certificates": [each.hex() for each in self.certificates],
                 "broker_fd": self.broker[0].fileno() if self.broker else None,
+                "approvals": [each.hex() for each in self.approvals],
             },
             "keeper_fd": None,
             "parent_pid": None,

@@ -1,11 +1,12 @@
 """Signed code, as an SGX SIGSTRUCT says it: this measurement is that product's version N, says the holder of a key.
 
-JSON of at most 16 KiB:
+JSON of at most 512 KiB:
 
     {"product": "translator", "version": 2, "signer": "<SPKI DER>", "measurement": "<48 bytes>", "signature": "<DER>"}
 
-with bytes in hexadecimal, and perhaps more keys, which are others' business. The signature is ECDSA over P-256 with
-SHA-256, of `signature_input`. Who the signer is means nothing by itself: sealed data is bound to the digest of its key.
+with bytes in hexadecimal, and perhaps more keys, which are others' business, such as approvals for TPMs. The signature
+is ECDSA over P-256 with SHA-256, of `signature_input`. Who the signer is means nothing by itself: sealed data is bound
+to the digest of its key.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from adyton.errors import ConfigurationError
 from adyton.tee.sealing import MAX_SUBJECT_BYTES, MAX_VERSION
 from adyton.tee.simulated.format import MEASUREMENT_BYTES
 
-MAX_SIGNED_CODE_BYTES: Final = 16 * 1024
+MAX_SIGNED_CODE_BYTES: Final = 512 * 1024
 _DOMAIN: Final = b"adyton signed code v1\0"
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
 

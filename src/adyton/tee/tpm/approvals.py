@@ -96,7 +96,7 @@ def make_approvals(
     """Approve the PCR values (SHA-256 bank) of a release. Sign no two versions for the same values.
 
     `ValueError` unless the key is of P-256, the product has up to 64 bytes, the version is 1 to 1024, and the PCRs are
-    0 and others up to 15, of 32 bytes.
+    0 and others up to 15, of 32 bytes. Nor may PCR 0 be zero: any system may run where nothing was measured.
     """
     if key.curve.name != ec.SECP256R1.name:
         raise ValueError(f"a TPM's signer has a key of P-256, not of {key.curve.name}")
@@ -105,6 +105,8 @@ def make_approvals(
     if any(len(value) != SHA256_BYTES for value in pcrs.values()):
         raise ValueError(f"a PCR of the SHA-256 bank has {SHA256_BYTES} bytes")
     selected, digest = check_sealing_pcrs(pcrs), digest_of(pcrs)
+    if pcrs[0] == bytes(SHA256_BYTES):
+        raise ValueError("PCR 0 is zero: nothing was measured")
     approved, versions = pcr_policy(selected, digest), range(1, version + 1)
     unsealed = Approvals(
         point=encode_point(key.public_key()),

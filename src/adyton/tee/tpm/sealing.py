@@ -16,6 +16,7 @@ it clears.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
@@ -78,6 +79,21 @@ class TpmSealing:
                 theirs, ours = approved.signer.hex(), signer.hex() or "nobody"
                 raise ConfigurationError(f"the approvals are by the signer {theirs}; {ours} is believed")
 
+    @classmethod
+    def believing(
+        cls, signers: Sequence[bytes], approvals: Sequence[bytes], *, kernel: Kernel | None = None
+    ) -> TpmSealing:
+        """The one that believes the first of `signers` who has approved anything.
+
+        `signers` are measured, `approvals` may be anything: those of others, and what are none, count for nothing.
+        """
+        by_signer: dict[bytes, list[bytes]] = {}
+        for document in approvals:
+            with contextlib.suppress(ConfigurationError):
+                by_signer.setdefault(parse_approvals(document).signer, []).append(document)
+        signer = next((each for each in signers if each in by_signer), b"")
+        return cls(kernel=kernel, approvals=by_signer.get(signer, ()), signer=signer)
+
     @property
     def policies(self) -> frozenset[SealPolicy]:
         """MEASUREMENT; and SIGNER if there are approvals, whether or not one fits."""
@@ -131,8 +147,12 @@ class TpmSealing:
 
     def _check_supported(self, policy: SealPolicy) -> None:
         if policy not in self.policies:
-            mend = "give it the signer's approvals" if policy is SealPolicy.SIGNER else ""
-            raise UnsupportedError(f"this TPM has no keys for {policy.name}", mend=mend)
+            if policy is not SealPolicy.SIGNER:
+                raise UnsupportedError(f"this TPM has no keys for {policy.name.lower()}")
+            raise UnsupportedError(
+                "this TPM has no keys for a signer: nobody whom this code knows has approved it",
+                mend="`adyton sign` makes approvals; sealing.signers in enclave.toml says whose count",
+            )
 
     def _identity(self, tpm: SealingTpm, policy: SealPolicy) -> tuple[Binding, Policy, Mapping[int, bytes]]:
         """What this enclave is, what lets it in, and for MEASUREMENT the PCRs' values."""

@@ -199,6 +199,7 @@ class QemuLauncher:
         self._check_programs()
         if request.stdin_fd is not None:
             raise UnsupportedError("stdin_fd: a virtual machine has no standard input of its host's")
+        request.bundle.tpm_approvals()  # says what is wrong with a signature before anything is started
         if request.state is not None and not request.bundle.settings.vm.state_mb:
             raise ConfigurationError("enclave.toml says vm.state_mb = 0: in a machine this enclave takes no state")
 
@@ -305,6 +306,7 @@ def _boot_document(request: LaunchRequest, tpm: Vtpm | None) -> BootDocument:
         host_name=request.host_name or "enclave",
         event_log=tpm.event_log if tpm else b"",
         certificates=tpm.certificates if tpm else (),
+        approvals=request.bundle.tpm_approvals() if tpm else (),
     )
 
 
