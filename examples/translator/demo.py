@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -58,11 +62,11 @@ class Stage:
         #: A simulation is accepted by nobody who has not said so.
         self.agreed = ["simulated"] if technology == "process" else []
 
-    def start(self, name: str, bundle: adyton.Bundle) -> tuple[adyton.EnclaveClient, str]:
+    def start(self, name: str, bundle: adyton.Bundle, state: Path | None = None) -> tuple[adyton.EnclaveClient, str]:
         config = adyton.EnclaveConfig()
         config.Extensions[extensions.server_address] = "localhost"
         config.Extensions[extensions.port] = 0
-        enclave = self.manager.load(name, bundle, config, on=self.launcher.technology)
+        enclave = self.manager.load(name, bundle, config, on=self.launcher.technology, state=state)
         port = enclave.enter_and_run().Extensions[extensions.actual_server_port]
         return enclave, enclave.address_of(port)
 
@@ -70,18 +74,60 @@ class Stage:
         return adyton.connect(address, policy, allow_insecure=self.agreed)
 
 
-def load(stage: Stage, bundle: adyton.Bundle) -> tuple[adyton.EnclaveClient, str]:
+class Counted:
+    """The enclave that counts words: its state folder outlives it.
+
+    It gets a name of its own, for the hardware remembers the stores of each name, and this folder is thrown away.
+    """
+
+    def __init__(self, stage: Stage, bundle: adyton.Bundle, state: Path) -> None:
+        self._stage = stage
+        self._bundle = bundle
+        self._state = state
+        self._name = f"translator-{secrets.token_hex(4)}"
+        self.start()
+
+    def start(self) -> None:
+        before, begun = descendants(), time.monotonic()
+        self.enclave, self.address = self._stage.start(self._name, self._bundle, self._state)
+        self._processes = descendants() - before
+        show(f"Server started on {self.address}, after {time.monotonic() - begun:.1f} s")
+
+    def kill(self) -> None:
+        for pid in sorted(self._processes):
+            with contextlib.suppress(ProcessLookupError):  # it ended with another of them
+                os.kill(pid, signal.SIGKILL)
+        try:
+            self.enclave.wait_stop_requested(30)
+        except adyton.errors.EnclaveDiedError as death:
+            show(f"{type(death).__name__}: {death.message}")
+        else:
+            raise SystemExit("the enclave lives on")
+
+
+def descendants() -> set[int]:
+    """The processes that this one has started, and that those have."""
+    found, parents = set[int](), {os.getpid()}
+    while parents:
+        lists = [each for parent in parents for each in Path(f"/proc/{parent}/task").glob("*/children")]
+        parents = set()
+        for each in lists:
+            with contextlib.suppress(OSError):  # that thread has ended
+                parents.update(map(int, each.read_text().split()))
+        found |= parents
+    return found
+
+
+def load(stage: Stage, bundle: adyton.Bundle, folder: Path) -> Counted:
     step(f"2. Start it in an enclave, on {stage.launcher.technology!r}")
     show(stage.launcher.warning)
     stage.launcher.prepare(bundle, show)
-    begun = time.monotonic()
-    enclave, address = stage.start("translator", bundle)
-    show(f"Server started on {address}, after {time.monotonic() - begun:.1f} s")
+    counted = Counted(stage, bundle, folder / "state")
     if stage.launcher.technology == "process":
         proves("the bundle was verified against its digest before a line of it ran, in an interpreter of its own")
     else:
         proves("another kernel booted; its kernel, system, application and command line were measured into a TPM")
-    return enclave, address
+    return counted
 
 
 def write_policy(stage: Stage, bundle: adyton.Bundle, folder: Path) -> Path:
@@ -129,8 +175,30 @@ def stream(stub: translator_pb2_grpc.TranslatorStub) -> None:
     proves("a bidirectional stream, on the same server")
 
 
+def words_until_now(channel: adyton.AttestedChannel) -> int:
+    """Of this client, which has given no name, and this word with them."""
+    stub = translator_pb2_grpc.TranslatorStub(channel)
+    request = translator_pb2.GetTranslationRequest(input_word="asylo")
+    _, call = stub.GetTranslation.with_call(request, timeout=10)
+    return int(dict(call.trailing_metadata())["usage-count"])
+
+
+def outlive_a_kill(stage: Stage, counted: Counted, policy: Path, before: int) -> None:
+    step("6. Kill it, and start it again")
+    show(f"{before} words translated for this client")
+    show("kill -9")
+    counted.kill()
+    counted.start()
+    with stage.connect(counted.address, policy) as channel:
+        after = words_until_now(channel)
+    show(f"one word more, which makes {after}")
+    if after != before + 1:
+        raise SystemExit("the count was lost")
+    proves("each count was on the disk before its client was told, sealed for this very code")
+
+
 def refuse_a_changed_bundle(stage: Stage, bundle: adyton.Bundle) -> None:
-    step("6. Start it again with one byte of the dictionary changed, but under the old digest")
+    step("7. Start it again with one byte of the dictionary changed, but under the old digest")
     changed = bundle.data.replace(b"sanctuary", b"sanctuarz", 1)
     forged = adyton.Bundle(sha256=bundle.sha256, data=changed, settings=bundle.settings, lock=bundle.lock)
     try:
@@ -143,7 +211,7 @@ def refuse_a_changed_bundle(stage: Stage, bundle: adyton.Bundle) -> None:
 
 
 def refuse_an_impostor(stage: Stage, policy: Path, folder: Path) -> None:
-    step("7. A dishonest host runs it: the same server, one byte changed, in an enclave of its own")
+    step("8. A dishonest host runs it: the same server, one byte changed, in an enclave of its own")
     project = folder / "impostor"
     shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__", "dist"))
     dictionary = project / "translator" / "dictionary.toml"
@@ -168,17 +236,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, adyton.EnclaveManager() as manager:
         stage = Stage(manager, technology)
         bundle = build(Path(folder))
-        enclave, address = load(stage, bundle)
+        counted = load(stage, bundle, Path(folder))
         policy = write_policy(stage, bundle, Path(folder))
-        with connect(stage, address, policy) as channel:
+        with connect(stage, counted.address, policy) as channel:
             stub = translator_pb2_grpc.TranslatorStub(channel)
             translate(stub)
             stream(stub)
-            refuse_a_changed_bundle(stage, bundle)
-            refuse_an_impostor(stage, policy, Path(folder))
-            step("8. Shut down")
-        enclave.destroy()
-        show(f"last log line: {enclave.log_tail()[-1]}")
+            before = words_until_now(channel)
+        outlive_a_kill(stage, counted, policy, before)
+        refuse_a_changed_bundle(stage, bundle)
+        refuse_an_impostor(stage, policy, Path(folder))
+        step("9. Shut down")
+        counted.enclave.destroy()
+        show(f"last log line: {counted.enclave.log_tail()[-1]}")
         proves("RPCs in flight got their time, the application was finalized, and no process is left")
     print(f"\nDone. {_LAST_WORDS.get(technology, '')}".rstrip())
     return 0

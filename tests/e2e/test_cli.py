@@ -312,6 +312,8 @@ def test_the_demonstration() -> None:
         "Kubernetes → helmsman",
         'Orkut → INVALID_ARGUMENT: No known translation for "Orkut"',
         "the helmsman hoists the sail and steers for sanctuary",
+        "13 words translated for this client",
+        "one word more, which makes 14",
         "BundleError: the bundle is not the one that was asked for",
     ):
         assert line in done.stdout

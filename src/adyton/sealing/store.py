@@ -73,9 +73,13 @@ class SealedStore:
             raise ValueError("a store's name has small letters, digits and '-', 63 at most")
         context = _CONTEXT + f"{instance}/{name}".encode()
         register = sealer.source.register(sealer.source.current(sealer.policy), hashlib.sha256(context).digest())
-        database = Database(directory / f"{name}.store")
+        path = directory / f"{name}.store"
+        database = Database(path)
         try:
             return cls(database, sealer, register, context)
+        except (SealedDataError, UnsealError) as problem:
+            database.close()
+            raise type(problem)(f"{path.name}: {problem.message}", mend=problem.mend) from None
         except BaseException:
             database.close()
             raise
@@ -176,7 +180,7 @@ class SealedStore:
         if self._register is not None and self._register.read() is not None:
             raise RollbackError(
                 "the hardware remembers a store of that name, and its file is gone",
-                mend="restore it; or give the new one another name",
+                mend="restore it; or give the enclave another name: adyton run --name",
             )
         self._digest = None
         key = os.urandom(STORE_KEY_BYTES)
