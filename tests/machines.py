@@ -61,6 +61,7 @@ def nothing_left(directory: Path) -> Iterator[None]:
     The thread that starts processes stays.
     """
     processes, threads, descriptors = set(children_of(os.getpid())), set(threading.enumerate()), _descriptors()
+    folders = set(directory.glob("enclave-*"))
     yield
     eventually(lambda: set(children_of(os.getpid())) <= processes)
     eventually(lambda: not [each for each in set(threading.enumerate()) - threads if each.name != "adyton-spawner"])
@@ -68,7 +69,7 @@ def nothing_left(directory: Path) -> Iterator[None]:
         eventually(lambda: len(_descriptors()) <= len(descriptors))
     except AssertionError:
         raise AssertionError(f"open now: {sorted(_descriptors())}; before: {sorted(descriptors)}") from None
-    assert not list(directory.glob("enclave-*"))
+    assert set(directory.glob("enclave-*")) <= folders
 
 
 def _command(pid: int) -> str:

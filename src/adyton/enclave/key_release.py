@@ -140,6 +140,8 @@ class KeyReleaseApplication(GrpcApplication):
                 "keys that end with this enclave would lose what they seal: give it a state folder, --state DIR",
             )
         with self.context.store(STORE) as store:
+            if 0 < store.sealed_version < settings.sealing.version:
+                store.reseal()  # an update closes it to the code before
             self._keys = MasterKey.kept_in(store)
         super().initialize(config)
 

@@ -79,7 +79,7 @@ class SealedStore:
             return cls(database, sealer, register, context)
         except (SealedDataError, UnsealError) as problem:
             database.close()
-            raise type(problem)(f"{path.name}: {problem.message}", mend=problem.mend) from None
+            raise type(problem)(f"{problem.message}, in {path.name}", mend=problem.mend) from None
         except BaseException:
             database.close()
             raise
