@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import os
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -31,7 +30,8 @@ MAX_VALUE_BYTES: Final = 16 * 1024 * 1024
 
 _DOMAIN: Final = b"adyton store v1 "
 _ROOT: Final = struct.Struct(">QQ32s32s")
-_MODULUS: Final = 1 << 256
+MODULUS: Final = 1 << 256
+"""Sums of weights are taken modulo this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,21 +51,12 @@ class Root:
         """Of an empty store."""
         return cls(generation=0, count=0, total=0, previous=bytes(DIGEST_BYTES))
 
-    def after(self, digest: bytes | None, *, removed: Iterable[int], added: Iterable[int], more: int) -> Root:
-        """The next root: `digest` is this one's, `more` the change in count; the others are of `Records.weight`."""
+    def after(self, digest: bytes | None, *, count: int, total: int) -> Root:
+        """The next root: `digest` is this one's, `total` the sum of what `Records.weight` says of each record."""
         return Root(
             generation=self.generation + 1,
-            count=self.count + more,
-            total=(self.total - sum(removed) + sum(added)) % _MODULUS,
-            previous=digest or bytes(DIGEST_BYTES),
-        )
-
-    def renewed(self, digest: bytes | None, *, total: int) -> Root:
-        """The next root, of the same records under other keys: `total` is the sum of their weights."""
-        return Root(
-            generation=self.generation + 1,
-            count=self.count,
-            total=total % _MODULUS,
+            count=count,
+            total=total % MODULUS,
             previous=digest or bytes(DIGEST_BYTES),
         )
 

@@ -21,7 +21,7 @@ from typing import Final, Self
 from adyton.errors import AdytonError, RollbackError, SealedDataError, StorageError, UnsealError
 from adyton.sealing.database import Database
 from adyton.sealing.header import parse_header, split_header
-from adyton.sealing.records import STORE_KEY_BYTES, Records, Root, root_digest, tag_of
+from adyton.sealing.records import MODULUS, STORE_KEY_BYTES, Records, Root, root_digest, tag_of
 from adyton.sealing.sealer import Sealer
 from adyton.tee.sealing import FreshnessRegister
 
@@ -167,7 +167,7 @@ class SealedStore:
                 tags[hashed] = tag_of(record)
             total = sum(keys.weight(hashed, tag) for hashed, tag in tags.items())
             sealed_key = self._sealer.seal_anew(key, context=self._context)
-            self._write(keys, sealed_key, self._root.renewed(self._digest, total=total), changes, tags)
+            self._write(keys, sealed_key, self._root.after(self._digest, count=len(tags), total=total), changes, tags)
 
     @property
     def sealed_version(self) -> int:
@@ -199,7 +199,7 @@ class SealedStore:
                 raise SealedDataError("a record of the store stands under another's name, or twice")
             self._tags[hashed] = tag_of(record)
             total += self._records.weight(hashed, tag_of(record))
-        if (len(self._tags), total % (1 << 256)) != (self._root.count, self._root.total):
+        if (len(self._tags), total % MODULUS) != (self._root.count, self._root.total):
             raise SealedDataError("a record of the store is missing, or of another time than the rest")
         if self._register is not None:
             self._check_fresh(self._register, digest)
@@ -251,11 +251,11 @@ class SealedStore:
             return
         removed = [self._records.weight(each, self._tags[each]) for each in records if each in self._tags]
         added = {each: tag_of(record) for each, record in records.items() if record is not None}
+        weights = [self._records.weight(each, tag) for each, tag in added.items()]
         root = self._root.after(
             self._digest,
-            removed=removed,
-            added=[self._records.weight(each, tag) for each, tag in added.items()],
-            more=len(added) - len(removed),
+            count=self._root.count + len(added) - len(removed),
+            total=self._root.total + sum(weights) - sum(removed),
         )
         self._write(self._records, self._sealed_key, root, records, added)
 
