@@ -42,7 +42,7 @@ def open_regular(path: Path, flags: int) -> int:
 
 def sync_folder(path: Path) -> None:
     """The names in a folder are on the disk when this returns. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

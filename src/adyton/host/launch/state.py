@@ -14,6 +14,7 @@ from typing import Final
 
 from adyton.errors import InUseError, LaunchError
 from adyton.host.launch.launcher import LaunchRequest
+from adyton.sealing.disk import sync_folder
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -72,15 +73,6 @@ def hold_state(request: LaunchRequest, on_failure: contextlib.ExitStack) -> Stat
     state = StateDirectory(request.state)
     on_failure.callback(state.close)
     return state
-
-
-def sync_folder(folder: Path) -> None:
-    """What was made or renamed in it will be there after a power cut. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _make(path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from adyton.errors import InUseError, LaunchError, UnsupportedError
-from adyton.host.launch.state import sync_folder
+from adyton.sealing.disk import sync_folder
 
 NAME: Final = "disk.img"
 #: How long a machine whose host was killed may take to let go of its disk.

@@ -13,7 +13,7 @@ from typing import Final
 from adyton.errors import LaunchError
 from adyton.host.launch.qemu.vtpm import Vtpm
 from adyton.host.launch.qemu.vtpm_authority import VtpmAuthority
-from adyton.host.launch.state import sync_folder
+from adyton.sealing.disk import sync_folder
 
 FOLDER, KEY = "tpm", "tpm-key.der"
 _MOST_BYTES: Final = 4096
