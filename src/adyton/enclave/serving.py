@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from adyton.atls.attester import Attester
@@ -24,6 +24,7 @@ from adyton.atls.servicer import SERVICE, aio_attestation_handler, attestation_h
 from adyton.bundle.settings import ServerSettings, Settings
 from adyton.enclave.access import access_interceptors, aio_access_interceptors, check_methods
 from adyton.enclave.application_interceptors import aio_for_application, for_application
+from adyton.enclave.health import SERVICE_NAME, AioHealth, Health
 from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
 from adyton.enclave.logs import log_uncaught
 from adyton.enclave.ports import MESH, Numbers, open_ports
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 START_SECONDS = 30.0
 REFLECTION_THREADS = 4
-#: What an event loop gets beyond the grace to end its server.
+#: What a server gets beyond the grace to end: less than the 30 s that a host gives to the end of an enclave.
+STOP_SECONDS = 10.0
+#: The same for one on an event loop, which handlers can block.
 BLOCKED_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
@@ -106,15 +109,16 @@ def server_options(limits: ServerSettings, listen: Listen) -> list[tuple[str, in
     ]
 
 
-def _collect(add_servicers: Callable[[Any], None], settings: Settings, health_servicer: Any) -> Services:
+def _collect(add_servicers: Callable[[Any], None], settings: Settings, servicer: Health | AioHealth) -> Services:
     """The application's services, and the standard ones beside them."""
     services = Services()
     add_servicers(services)
     services.of_application = tuple(services.names())
     names = [*services.of_application, SERVICE]
     if settings.server.health:
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, services)
-        names.append(health.SERVICE_NAME)
+        servicer.serves(services.of_application)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, services)
+        names.append(SERVICE_NAME)
     if settings.server.reflection:
         names.append(reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, services)
@@ -151,7 +155,7 @@ class ThreadedServing:
         secrets: SecretsService | None = None,
     ) -> None:
         limits = settings.server
-        self._health = health.HealthServicer()
+        self._health = Health()
         services = _collect(add_servicers, settings, self._health)
         services.add_generic_rpc_handlers((attestation_handler(attester),))
         if secrets is not None:
@@ -171,13 +175,12 @@ class ThreadedServing:
         services.add_to(self._server, around)
         self.ports = _listen(self._server, limits, listen, attester)
         self._server.start()
-        for name in ("", *services.of_application):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace_seconds: float) -> None:
         """As Serving says. A handler that ignores the end of its RPC is not waited for."""
-        self._health.enter_graceful_shutdown()
-        self._server.stop(grace_seconds).wait(grace_seconds + START_SECONDS)
+        self._health.end()
+        if not self._server.stop(grace_seconds).wait(grace_seconds + STOP_SECONDS):
+            _log.warning("the server does not end; it is not waited for")
 
 
 class AioServing:
@@ -196,7 +199,7 @@ class AioServing:
         self._loop.set_exception_handler(self._log_uncaught)
         self._messages = settings.logging.exception_messages
         threading.Thread(target=self._keep_running, name="rpc-loop", daemon=True).start()
-        self._health = health.aio.HealthServicer()
+        self._health = AioHealth()
         self._server: Any = None
         self.ports: Numbers = {}
 
@@ -220,8 +223,6 @@ class AioServing:
             services.add_to(self._server, around)
             self.ports = _listen(self._server, limits, listen, attester)
             await self._server.start()
-            for name in ("", *services.of_application):
-                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
         self._run(start(), START_SECONDS)
 
@@ -232,7 +233,7 @@ class AioServing:
         """
 
         async def stop() -> None:
-            await self._health.enter_graceful_shutdown()
+            await self._health.end()
             await self._server.stop(grace_seconds)
 
         try:

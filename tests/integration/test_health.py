@@ -1,0 +1,227 @@
+"""The health service: what it says, and clients that end at the wrong moment or take no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from adyton.bundle.settings import LoggingSettings
+from adyton.enclave import health
+from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    port: int
+    end: Callable[[], Any]
+    has_threads: bool
+
+    def channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(f"127.0.0.1:{self.port}")
+
+
+@contextlib.contextmanager
+def threaded() -> Iterator[Served]:
+    servicer = health.Health()
+    servicer.serves(["a.Service"])
+    server = grpc.server(futures.ThreadPoolExecutor(2), interceptors=[GuardInterceptor(LoggingSettings(), 0)])
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield Served(port=port, end=servicer.end, has_threads=True)
+    assert server.stop(0).wait(10)
+
+
+@contextlib.contextmanager
+def on_asyncio() -> Iterator[Served]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+    async def start() -> tuple[grpc.aio.Server, health.AioHealth, int]:
+        servicer = health.AioHealth()
+        servicer.serves(["a.Service"])
+        server = grpc.aio.server(interceptors=[AioGuardInterceptor(LoggingSettings(), 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, servicer, port
+
+    server, servicer, port = run(start())
+    yield Served(port=port, end=lambda: run(servicer.end()), has_threads=False)
+    run(server.stop(0))
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(params=[threaded, on_asyncio], ids=["threads", "asyncio"])
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setattr(health, "TAKING_SECONDS", 0.5)
+    with request.param() as served:
+        yield served
+
+
+@pytest.fixture
+def stub(served: Served) -> Iterator[health_pb2_grpc.HealthStub]:
+    with served.channel() as channel:
+        yield health_pb2_grpc.HealthStub(channel)
+
+
+@pytest.mark.parametrize("service", ["", "a.Service"])
+def test_services_are_serving_until_the_end(served: Served, stub: health_pb2_grpc.HealthStub, service: str) -> None:
+    asked = HealthCheckRequest(service=service)
+    watch = stub.Watch(asked, timeout=20)
+    assert next(watch).status == SERVING
+    assert stub.Check(asked, timeout=10).status == SERVING
+    served.end()
+    assert next(watch).status == NOT_SERVING
+    assert stub.Check(asked, timeout=10).status == NOT_SERVING
+    assert next(stub.Watch(asked, timeout=10)).status == NOT_SERVING
+
+
+def test_all_services_are_listed(served: Served, stub: health_pb2_grpc.HealthStub) -> None:
+    def listed() -> dict[str, int]:
+        statuses = stub.List(health_pb2.HealthListRequest(), timeout=10).statuses
+        return {name: response.status for name, response in statuses.items()}
+
+    assert listed() == {"": SERVING, "a.Service": SERVING}
+    served.end()
+    assert listed() == {"": NOT_SERVING, "a.Service": NOT_SERVING}
+
+
+def test_a_service_that_there_is_not(served: Served, stub: health_pb2_grpc.HealthStub) -> None:
+    watch = stub.Watch(HealthCheckRequest(service="no.Service"), timeout=3)
+    assert next(watch).status == HealthCheckResponse.SERVICE_UNKNOWN
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Check(HealthCheckRequest(service="no.Service"), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    served.end()
+    with pytest.raises(grpc.RpcError) as caught:  # nothing has changed, so nothing more is said
+        next(watch)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_watches_that_come_and_go_stop_nobody(served: Served, stub: health_pb2_grpc.HealthStub) -> None:
+    """A watch that ends while another one begins: this stops a server with grpcio-health-checking's servicer."""
+    over = threading.Event()
+
+    def come_and_go() -> int:
+        count = 0
+        with served.channel() as channel:
+            mine = health_pb2_grpc.HealthStub(channel)
+            while not over.is_set():
+                watches = [mine.Watch(HealthCheckRequest(), timeout=20) for _ in range(10)]
+                assert all(next(watch).status == SERVING for watch in watches)
+                for watch in watches:
+                    watch.cancel()
+                count += 1
+        return count
+
+    with futures.ThreadPoolExecutor(3) as pool:
+        comers = [pool.submit(come_and_go) for _ in range(3)]
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            assert stub.Check(HealthCheckRequest(), timeout=10).status == SERVING
+        over.set()
+        assert all(comer.result(30) > 0 for comer in comers)
+
+
+def test_watches_that_go_at_the_end(served: Served, stub: health_pb2_grpc.HealthStub) -> None:
+    watches = [stub.Watch(HealthCheckRequest(), timeout=30) for _ in range(60)]
+    assert all(next(watch).status == SERVING for watch in watches)
+    leavers, stayers = watches[:40], watches[40:]
+    with futures.ThreadPoolExecutor(1) as pool:
+        left = pool.submit(lambda: [watch.cancel() for watch in leavers])
+        served.end()
+        left.result(10)
+    assert all(next(watch).status == NOT_SERVING for watch in stayers)
+    assert stub.Check(HealthCheckRequest(), timeout=10).status == NOT_SERVING
+
+
+class Taker:
+    """A client of HTTP/2 (RFC 9113) by hand, whose streams may get `window` bytes and no more."""
+
+    def __init__(self, port: int, window: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        initial_window_size = struct.pack(">HI", 4, window)
+        self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + self._frame(4, 0, 0, initial_window_size))
+
+    def watch(self, stream: int) -> None:
+        fields = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": "/grpc.health.v1.Health/Watch",
+            ":authority": "localhost",
+            "te": "trailers",
+            "content-type": "application/grpc",
+        }
+        text = b"".join(b"\0" + self._text(name) + self._text(value) for name, value in fields.items())
+        self._socket.sendall(self._frame(1, 4, stream, text) + self._frame(0, 1, stream, bytes(5)))
+
+    def wait_for_the_ends_of(self, streams: set[int]) -> None:
+        """By RST_STREAM, or by headers that end the stream."""
+        streams = set(streams)
+        with self._socket.makefile("rb") as received:
+            while streams:
+                length, kind, flags, stream = struct.unpack(">IBBI", self._header(received))
+                received.read(length)
+                if kind == 3 or (kind == 1 and flags & 1):
+                    streams.discard(stream)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    @staticmethod
+    def _header(received: Any) -> bytes:
+        header: bytes = received.read(9)
+        return b"\0" + header
+
+    @staticmethod
+    def _text(text: str) -> bytes:
+        return bytes([len(text)]) + text.encode()
+
+    @staticmethod
+    def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+@pytest.mark.parametrize("window", [0, 7], ids=["takes nothing", "takes one answer"])
+def test_a_client_that_takes_nothing_keeps_nobody_waiting(
+    served: Served, stub: health_pb2_grpc.HealthStub, window: int
+) -> None:
+    """One message of 2 bytes takes 7 of a stream's window."""
+    streams = set(range(1, 41, 2))
+    taker = Taker(served.port, window)
+    for stream in streams:
+        taker.watch(stream)
+    with contextlib.closing(taker):
+        assert stub.Check(HealthCheckRequest(), timeout=5).status == SERVING
+        watch = stub.Watch(HealthCheckRequest(), timeout=60)
+        assert next(watch).status == SERVING
+        begun = time.monotonic()
+        served.end()
+        assert time.monotonic() - begun < 4
+        assert next(watch).status == NOT_SERVING
+        assert stub.Check(HealthCheckRequest(), timeout=5).status == NOT_SERVING
+        if served.has_threads:
+            taker.wait_for_the_ends_of(streams)
