@@ -37,7 +37,7 @@ from vtpms import (
 from adyton.errors import EvidenceError, LaunchError
 from adyton.host.image.reference.hcrtm import launch_document
 from adyton.host.launch.qemu.swtpm_control import Command, SwtpmControl, pass_on
-from adyton.host.launch.qemu.vtpm_authority import LEAF_LIFETIME, ROOT_COMMON_NAME, VtpmAuthority
+from adyton.host.launch.qemu.vtpm_authority import ROOT_COMMON_NAME, VtpmAuthority
 from adyton.tee._event_log import authenticated
 from adyton.tee._tpm_quote import EVENT_LOG
 from adyton.tee.tpm.launch import HCRTM_EVENT, parse_launch, pcr0
@@ -267,16 +267,13 @@ def test_a_certificate_is_for_attestation_only_and_ends_with_its_root(tmp_path: 
     now = datetime.now(UTC).replace(microsecond=0)
     key = ec.generate_private_key(ec.SECP256R1()).public_key()
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    early = VtpmAuthority.open(tmp_path, clock=lambda: now)
-    late = VtpmAuthority.open(tmp_path, clock=lambda: now + timedelta(days=3640))
-    leaf, root = map(x509.load_der_x509_certificate, early.certify(spki))
-    assert (leaf.public_key(), root) == (key, early.root)
-    assert leaf.not_valid_after_utc == now + LEAF_LIFETIME
+    authority = VtpmAuthority.open(tmp_path, clock=lambda: now)
+    leaf, root = map(x509.load_der_x509_certificate, authority.certify(spki))
+    assert (leaf.public_key(), root) == (key, authority.root)
+    assert leaf.not_valid_after_utc == root.not_valid_after_utc > now + timedelta(days=3650)
     assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
     usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert [usage.dotted_string for usage in usages] == ["2.23.133.8.3"]
-    last = x509.load_der_x509_certificate(late.certify(spki)[0])
-    assert last.not_valid_after_utc == root.not_valid_after_utc
 
 
 def test_only_keys_of_elliptic_curves_are_certified(authority: VtpmAuthority) -> None:

@@ -25,8 +25,6 @@ ROOT_COMMON_NAME: Final = "Adyton virtual TPM root: trusts this host"
 LEAF_COMMON_NAME: Final = "Adyton virtual TPM attestation key"
 ROOT_LIFETIME: Final = timedelta(days=3652)
 ROOT_BACKDATED: Final = timedelta(days=1)
-LEAF_LIFETIME: Final = timedelta(days=30)
-"""How long an enclave's evidence is good at most: its certificates are handed over once, when it starts."""
 LEAF_BACKDATED: Final = timedelta(minutes=5)
 """As far as evidence may be from the verifier's future."""
 AIK_CERTIFICATE: Final = x509.ObjectIdentifier("2.23.133.8.3")
@@ -61,7 +59,9 @@ class VtpmAuthority:
     def certify(self, spki: bytes) -> tuple[bytes, bytes]:
         """The certificate of an attestation key (DER SubjectPublicKeyInfo, P-256), and the root's, both DER.
 
-        Valid for 30 days. Bytes that are no such key: `EvidenceError`.
+        Valid as long as the root: it is handed over once, when the machine starts, and an enclave may run for years. A
+        shorter life would protect from nothing, for who can take the key from this host can take the root's. Bytes that
+        are no such key: `EvidenceError`.
         """
         key = load_public_key(spki, "the attestation key")
         if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -85,7 +85,7 @@ def _make_root(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certifica
 def _make_leaf(key: ec.EllipticCurvePublicKey, root: SimulatedRoot, now: datetime) -> x509.Certificate:
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(root.key.public_key())
     builder = _builder(_name(LEAF_COMMON_NAME), root.certificate.subject, key)
-    end = min(now + LEAF_LIFETIME, root.certificate.not_valid_after_utc)
+    end = root.certificate.not_valid_after_utc
     builder = builder.not_valid_before(now - LEAF_BACKDATED).not_valid_after(end)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_SIGNS, critical=True)
