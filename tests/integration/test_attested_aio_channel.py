@@ -471,6 +471,57 @@ def test_interceptors_of_all_kinds_see_each_call_once_though_it_is_begun_anew(se
     run(work())
 
 
+class OneAfterTheOther(grpc.aio.UnaryUnaryClientInterceptor):
+    """Lets calls go on in a task of its own, which the first of them has started, as a rate limiter does."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[Any] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        self._worker = self._worker or asyncio.create_task(self._work())
+        begun: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        await self._waiting.put((continuation, client_call_details, request, begun))
+        return await begun
+
+    async def stop(self) -> None:
+        assert self._worker is not None
+        self._worker.cancel()
+        await asyncio.wait([self._worker])
+
+    async def _work(self) -> None:
+        while True:
+            continuation, details, request, begun = await self._waiting.get()
+            begun.set_result(await continuation(details, request))
+
+
+def test_an_interceptor_of_two_channels_sends_each_request_to_its_own(server: OneShotServer, tmp_path: Path) -> None:
+    """And with the codec of its own method, though it goes on in the task of another call."""
+
+    def stranger(_: bytes) -> bytes:
+        return b"of the other method"
+
+    async def work(other: OneShotServer) -> None:
+        shared = OneAfterTheOther()
+        async with (
+            AttestedAioChannel(PlainOpener(server), interceptors=[shared]) as one,
+            AttestedAioChannel(PlainOpener(other), interceptors=[shared]) as two,
+        ):
+            assert await ask(one, "UnaryUnary", b"for one") == [b"for one"]
+            assert await ask(two, "UnaryUnary", b"for two") == [b"for two"]
+            encoded: Any = one.unary_unary(f"/{SERVICE}/UnaryUnary", request_serializer=stranger)
+            assert await encoded(b"again for one") == b"of the other method"
+            assert await ask(one, "UnaryUnary", b"and again") == [b"and again"]
+        await shared.stop()
+        assert server.executed() == ["for one", "of the other method", "and again"]
+        assert other.executed() == ["for two"]
+
+    elsewhere = tmp_path / "other"
+    elsewhere.mkdir()
+    with OneShotServer(elsewhere) as other:
+        run(work(other))
+
+
 def test_interceptors_hear_of_a_refused_enclave(server: OneShotServer) -> None:
     async def work() -> None:
         opener = PlainOpener(server, refusals=[PolicyError("no")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -154,4 +155,14 @@ def test_an_attestation_gets_as_old_as_the_caller_and_the_tee_allow(
     genuine = judged(answer_to(ask()).SerializeToString())
     attestation = replace(genuine, appraisal=replace(genuine.appraisal, tee=tee))
     made = connector(TARGET, POLICY, max_age_seconds=asked)
-    assert made.renew_at(attestation, None) == pytest.approx(time.monotonic() + seconds, abs=1)
+    assert made.renew_at(attestation, None, 1000.0) == 1000.0 + seconds
+
+
+def test_an_attestation_gets_no_older_than_the_signed_values_of_its_policy() -> None:
+    attestation = judged(answer_to(ask()).SerializeToString())
+    made = connector(TARGET, POLICY)
+    soon = replace(made.terms.policy, expires=datetime.now(UTC) + timedelta(seconds=5))
+    made = replace(made, terms=replace(made.terms, policy=soon))
+    now = time.monotonic()
+    assert made.renew_at(attestation, None, now) == pytest.approx(now + 5, abs=1)
+    assert made.renew_at(attestation, None, now - MAX_AGE_SECONDS) == pytest.approx(now)

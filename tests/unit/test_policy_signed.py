@@ -158,6 +158,9 @@ def test_any_key_can_be_signed_and_accepts_nothing_without_its_document() -> Non
         (document(values={"nitro": {"pcrs": {"others": "any"}}}), "the payload is not"),
         (document(values={"snp": {"debug": True}}), "the payload is not"),
         (document(values={"snp": {"x": [["any"]]}}), "the payload is not"),
+        (document(values={"tpm": {"launch": {}}}), "the payload is not"),
+        (document(values={"tpm": {"pcr_events": {}}}), "the payload is not"),
+        (document(values={"tdx": {"rtmr_events": {}}}), "the payload is not"),
         (envelope(b"[]", KEYS[:2]), "the payload is not"),
         (envelope(b"\xff", KEYS[:2]), "the payload is not"),
         (envelope(json.dumps(BODY).encode()[:-1] + b', "version": 9}', KEYS[:2]), "the payload is not"),
@@ -210,7 +213,7 @@ def test_what_was_seen_is_not_forgotten_without_the_document() -> None:
 
 
 @pytest.mark.parametrize("rule", ['[[snp]]\nsigned = "them"', "[[azure]]\nname='a'\npcrs={}\nsnp={signed='them'}"])
-@pytest.mark.parametrize("values", [{}, {"snp": {"name": "mine"}, "azure": {"snp": {}}}, {"snp": [], "azure": 3}])
+@pytest.mark.parametrize("values", [{}, {"snp": {"name": "mine"}, "azure": {"snp": 3}}, {"snp": [], "azure": 3}])
 def test_no_signer_writes_a_whole_rule(rule: str, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Policy.parse(policy_text() + rule.encode(), reference_values=[document(values=values)], now=NOW)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import weakref
 from collections.abc import Callable, Sequence
@@ -31,7 +30,9 @@ class _Core:
 
     sessions: AioSessions
     calls: weakref.WeakSet[AioCall]
-    interceptors: grpc.aio.Channel | None
+    interceptors: Sequence[grpc.aio.ClientInterceptor]
+    around: weakref.WeakSet[grpc.aio.Channel]
+    """gRPC's machinery for the interceptors, one for each method."""
 
 
 class AttestedAioChannel(grpc.aio.Channel):
@@ -57,8 +58,12 @@ class AttestedAioChannel(grpc.aio.Channel):
     ) -> None:
         self._open_seconds = open_seconds
         self._sessions = AioSessions(opener, backoff=backoff, open_seconds=open_seconds)
-        around = intercepting(interceptors) if interceptors else None
-        self._core = _Core(sessions=self._sessions, calls=weakref.WeakSet(), interceptors=around)
+        self._core = _Core(
+            sessions=self._sessions,
+            calls=weakref.WeakSet(),
+            interceptors=tuple(interceptors),
+            around=weakref.WeakSet(),
+        )
 
     @property
     def attestation(self) -> Attestation | None:
@@ -101,8 +106,8 @@ class AttestedAioChannel(grpc.aio.Channel):
                 await asyncio.wait_for(ends, grace)
         for call in running:
             call.cancel()
-        if self._core.interceptors is not None:
-            await self._core.interceptors.close()
+        for around in list(self._core.around):
+            await around.close()
         await self._sessions.close()
 
     async def __aenter__(self) -> Self:
@@ -134,18 +139,13 @@ class _MultiCallable:
         self._method = method
         self._codecs = (codecs, named_codecs)
         self._bound: tuple[AioSession, Any] | None = None
-        around = core.interceptors
-        self._intercepted = getattr(around, self.kind)(method, *codecs, **named_codecs) if around is not None else None
+        self._intercepted = self._of(self._around(), method) if core.interceptors else None
 
     def invoke(self, request: Any, options: Options) -> Any:
         """Begin one call, through the interceptors if there are any."""
         if self._intercepted is None:
             return self.start(request, options, self._method)
-        calling = _calling.set(self)
-        try:
-            return _invoke(self._intercepted, request, options, options.timeout, options.wait_for_ready)
-        finally:
-            _calling.reset(calling)
+        return _invoke(self._intercepted, request, options, options.timeout, options.wait_for_ready)
 
     def start(self, request: Any, options: Options, method: str) -> AioCall:
         """Begin one call. Raises as `AioSessions.live`."""
@@ -159,18 +159,23 @@ class _MultiCallable:
 
     def _begin(self, session: AioSession, request: Any, options: Options, timeout: float | None) -> Any:
         if self._bound is None or self._bound[0] is not session:
-            self._bound = (session, self._inner(session, self._method))
+            self._bound = (session, self._of(session.channel, self._method))
         return _invoke(self._bound[1], request, options, timeout, None)
 
     def _begin_other(
         self, method: str, session: AioSession, request: Any, options: Options, timeout: float | None
     ) -> Any:
         """An interceptor may send a request to another method."""
-        return _invoke(self._inner(session, method), request, options, timeout, None)
+        return _invoke(self._of(session.channel, method), request, options, timeout, None)
 
-    def _inner(self, session: AioSession, method: str) -> Any:
+    def _around(self) -> grpc.aio.Channel:
+        around = intercepting(self._core.interceptors, self)
+        self._core.around.add(around)
+        return around
+
+    def _of(self, channel: grpc.aio.Channel, method: str) -> Any:
         codecs, named_codecs = self._codecs
-        return getattr(session.channel, self.kind)(method, *codecs, **named_codecs)
+        return getattr(channel, self.kind)(method, *codecs, **named_codecs)
 
 
 def _invoke(
@@ -242,44 +247,48 @@ class StreamStream(_StreamRequest, grpc.aio.StreamStreamMultiCallable[Any, Any])
     call = AioStreamStream
 
 
-_calling: contextvars.ContextVar[_MultiCallable] = contextvars.ContextVar("_calling")
-"""Whose call the interceptors are around: grpc.aio does not tell an interceptor how to encode a request."""
-
 NOWHERE: Final = "unix:/dev/null"
 
 
-def intercepting(interceptors: Sequence[grpc.aio.ClientInterceptor]) -> grpc.aio.Channel:
-    """A channel with gRPC's own machinery for interceptors, and nothing behind it.
+def intercepting(interceptors: Sequence[grpc.aio.ClientInterceptor], calling: _MultiCallable) -> grpc.aio.Channel:
+    """A channel with gRPC's own machinery for interceptors around the calls of one method, and nothing behind it.
 
     The innermost interceptor begins the attested call and never lets gRPC go on, so this channel is never used, and
-    could connect to nobody.
+    could connect to nobody. It is of that method alone: gRPC tells an interceptor neither whose call it is nor how to
+    encode a request, and an interceptor may let a call go on in another task, beside calls of another channel.
     """
-    innermost = (_LastUnaryUnary(), _LastUnaryStream(), _LastStreamUnary(), _LastStreamStream())
+    innermost = [kind(calling) for kind in (_LastUnaryUnary, _LastUnaryStream, _LastStreamUnary, _LastStreamStream)]
     return grpc.aio.insecure_channel(NOWHERE, interceptors=[*interceptors, *innermost])
 
 
-def _start(details: Any, request: Any) -> Any:
-    method = details.method.decode() if isinstance(details.method, bytes) else details.method
-    compression = None  # gRPC has made metadata of it
-    options = Options(details.timeout, details.metadata, details.credentials, details.wait_for_ready, compression)
-    return _calling.get().start(request, options, method)
+class _Last:
+    """The innermost interceptor: begins the attested call of that method."""
+
+    def __init__(self, calling: _MultiCallable) -> None:
+        self._calling = calling
+
+    def _start(self, details: Any, request: Any) -> Any:
+        method = details.method.decode() if isinstance(details.method, bytes) else details.method
+        compression = None  # gRPC has made metadata of it
+        options = Options(details.timeout, details.metadata, details.credentials, details.wait_for_ready, compression)
+        return self._calling.start(request, options, method)
 
 
-class _LastUnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+class _LastUnaryUnary(_Last, grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: ARG002
-        return _start(client_call_details, request)
+        return self._start(client_call_details, request)
 
 
-class _LastUnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+class _LastUnaryStream(_Last, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:  # noqa: ARG002
-        return _start(client_call_details, request)
+        return self._start(client_call_details, request)
 
 
-class _LastStreamUnary(grpc.aio.StreamUnaryClientInterceptor):
+class _LastStreamUnary(_Last, grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:  # noqa: ARG002
-        return _start(client_call_details, request_iterator)
+        return self._start(client_call_details, request_iterator)
 
 
-class _LastStreamStream(grpc.aio.StreamStreamClientInterceptor):
+class _LastStreamStream(_Last, grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:  # noqa: ARG002
-        return _start(client_call_details, request_iterator)
+        return self._start(client_call_details, request_iterator)

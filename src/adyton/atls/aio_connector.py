@@ -36,17 +36,19 @@ class AioConnector:
 
     async def renew(self, session: Session[grpc.aio.Channel], timeout_seconds: float) -> None:
         """As Opener says."""
-        deadline = time.monotonic() + timeout_seconds
+        asked = time.monotonic()
+        deadline = asked + timeout_seconds
         question = session.question.again()
         answer = await _ask(session.channel, question, self._connector.target.text, timeout_seconds)
         attestation = await in_thread(self._connector.judge, question, answer)
         enrolment = await self._enrol(session.channel, question, attestation, deadline)
         session.attestation = attestation
-        session.renew_at = self._connector.renew_at(attestation, enrolment)
+        session.renew_at = self._connector.renew_at(attestation, enrolment, asked)
 
     async def _attempt(self, deadline: float) -> Session[grpc.aio.Channel]:
         dialled = await in_thread(self._connector.dial, _left(deadline))
         channel = grpc.aio.secure_channel(dialled.uri, dialled.credentials, dialled.options)
+        asked = time.monotonic()
         try:
             answer = await _ask(channel, dialled.question, dialled.uri, _left(deadline))
             dialled.once.check_used()
@@ -55,7 +57,7 @@ class AioConnector:
         except BaseException:
             await _close(channel)
             raise
-        return self._connector.session(channel, dialled, attestation, enrolment)
+        return self._connector.session(channel, dialled, attestation, enrolment, asked)
 
     async def _enrol(
         self, channel: grpc.aio.Channel, question: Question, attestation: Attestation, deadline: float

@@ -131,17 +131,23 @@ class Connector:
         return question.judge(answer, self.terms, now=datetime.now(UTC))
 
     def session(
-        self, channel: ChannelT, dialled: Dialled, attestation: Attestation, enrolment: Enrolment | None
+        self, channel: ChannelT, dialled: Dialled, attestation: Attestation, enrolment: Enrolment | None, asked: float
     ) -> Session[ChannelT]:
-        """The session that an application may have."""
-        renew_at = self.renew_at(attestation, enrolment)
+        """The session that an application may have. `asked`: as in `renew_at`."""
+        renew_at = self.renew_at(attestation, enrolment, asked)
         return Session(channel, attestation, renew_at, dialled.question, dialled.once)
 
-    def renew_at(self, attestation: Attestation, enrolment: Enrolment | None) -> float:
-        """When what was attested just now, on either side, gets too old, by time.monotonic()."""
+    def renew_at(self, attestation: Attestation, enrolment: Enrolment | None, asked: float) -> float:
+        """When what was attested, on either side, gets too old, or the policy ends, by time.monotonic().
+
+        `asked` is when the question was: evidence is as old as that, however long the answer was held back.
+        """
         by_tee = max_age_seconds(attestation.appraisal.tee)
         by_server = by_tee if enrolment is None else enrolment.renew_after_seconds
-        return time.monotonic() + min(by_tee, by_server, self.max_age_seconds or by_tee)
+        oldest = asked + min(by_tee, by_server, self.max_age_seconds or by_tee)
+        if (expires := self.terms.policy.expires) is None:
+            return oldest
+        return min(oldest, time.monotonic() + (expires - datetime.now(UTC)).total_seconds())
 
 
 def check_options(options: Sequence[tuple[Any, Any]]) -> None:
@@ -192,13 +198,14 @@ class BlockingConnector:
 
     def renew(self, session: Session[grpc.Channel], timeout_seconds: float) -> None:
         """As Opener says."""
-        deadline = time.monotonic() + timeout_seconds
+        asked = time.monotonic()
+        deadline = asked + timeout_seconds
         question = session.question.again()
         answer = _ask(session.channel, question, self._connector.target.text, timeout_seconds)
         attestation = self._connector.judge(question, answer)
         enrolment = self._enrol(session.channel, question, attestation, deadline)
         session.attestation = attestation
-        session.renew_at = self._connector.renew_at(attestation, enrolment)
+        session.renew_at = self._connector.renew_at(attestation, enrolment, asked)
 
     def _open(self, timeout_seconds: float) -> tuple[Session[grpc.Channel], Enrolment | None]:
         deadline = time.monotonic() + timeout_seconds
@@ -210,6 +217,7 @@ class BlockingConnector:
     def _attempt(self, deadline: float) -> tuple[Session[grpc.Channel], Enrolment | None]:
         dialled = self._connector.dial(_left(deadline))
         channel = grpc.secure_channel(dialled.uri, dialled.credentials, dialled.options)
+        asked = time.monotonic()
         try:
             answer = _ask(channel, dialled.question, dialled.uri, _left(deadline))
             dialled.once.check_used()
@@ -218,7 +226,7 @@ class BlockingConnector:
         except BaseException:
             channel.close()
             raise
-        return self._connector.session(channel, dialled, attestation, enrolment), enrolment
+        return self._connector.session(channel, dialled, attestation, enrolment, asked), enrolment
 
     def _enrol(
         self, channel: grpc.Channel, question: Question, attestation: Attestation, deadline: float

@@ -32,12 +32,15 @@ class _Table(ctypes.Structure):
 class _Mutator(ctypes.Structure):
     """grpc_socket_mutator, and a count of ours behind it."""
 
-    _fields_ = (("table", ctypes.POINTER(_Table)), ("references", ctypes.c_ssize_t), ("asked", ctypes.c_int))
+    _fields_ = (("table", ctypes.c_void_p), ("references", ctypes.c_ssize_t), ("asked", ctypes.c_int))
 
 
 _guard: Final = threading.Lock()
-#: gRPC's core may look at one after its channel is gone, and nobody says when it is done. Some bytes a connection.
-_kept: Final[list[_Mutator]] = []
+#: gRPC's core may look at one after its channel is gone, and nobody says when it is done. 24 bytes a connection, in
+#: blocks, for a host can make a client dial as often as it likes.
+_kept: Final[list[ctypes.Array[_Mutator]]] = []
+_BLOCK: Final = 1024
+_unused: Final[list[_Mutator]] = []
 _NEVER_ZERO: Final = 1 << 30
 
 
@@ -64,8 +67,13 @@ class OneDial:
     """The value of the channel argument `ARGUMENT`; for one channel."""
 
     def __init__(self) -> None:
-        self._mutator = _Mutator(ctypes.pointer(_table), _NEVER_ZERO, 0)
-        _kept.append(self._mutator)
+        with _guard:
+            if not _unused:
+                _kept.append((_Mutator * _BLOCK)())
+                _unused.extend(_kept[-1])
+            self._mutator = _unused.pop()
+        self._mutator.references = _NEVER_ZERO
+        self._mutator.table = ctypes.addressof(_table)
 
     def __int__(self) -> int:
         """The address of the C structure, as gRPC takes pointers."""

@@ -162,16 +162,21 @@ def _parse_payload(payload: bytes) -> dict[str, Any]:
         if body["expires"].utcoffset() is None:
             raise ValueError("expires")
         _version(body["version"], "version")
-        _check_narrow(body["values"])
+        for fields in body["values"].values():
+            for value in fields.values() if isinstance(fields, dict) else [fields]:
+                _check_narrow(value)
     except (ValueError, TypeError, KeyError, RecursionError, ConfigurationError) as error:
         raise _unusable("the payload is not what it should be") from error
     return body
 
 
 def _check_narrow(value: Any) -> None:
-    """Reference values are values: who signs them can neither write "any" nor permit something."""
-    if value == ANY or isinstance(value, bool):
-        raise ValueError("any, true and false are the policy's own words")
+    """Reference values are values: who signs them can neither write "any" nor permit something.
+
+    An empty table permits, too: for some fields it is the policy's way to demand nothing.
+    """
+    if value == ANY or isinstance(value, bool) or value == {}:
+        raise ValueError("any, true, false and an empty table are the policy's own words")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_narrow(inner)
 
