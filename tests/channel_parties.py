@@ -12,7 +12,7 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -232,13 +232,31 @@ def slow_device(folder: Path, seconds: float) -> Iterator[tuple[SimulatedDevice,
             thread.join()
 
 
-def _add_echo(server: Any) -> None:
-    def echo(request: bytes, _context: object) -> bytes:
-        return request
+Method = Callable[[bytes, Any], bytes]
 
-    service, method = ECHO.strip("/").split("/")
-    handlers: Any = {method: grpc.unary_unary_rpc_method_handler(echo)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+def adding(service: str, methods: Mapping[str, Method], *, kind: str) -> Callable[[Any], None]:
+    """What adds a service of unary methods, none of which waits, to a server of that one of KINDS."""
+    made: Any = methods if kind == "threads" else {name: _coroutine(each) for name, each in methods.items()}
+
+    def add(server: Any) -> None:
+        handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(each) for name, each in made.items()}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+    return add
+
+
+def _coroutine(method: Method) -> Any:
+    async def called(request: bytes, context: Any) -> bytes:
+        return method(request, context)
+
+    return called
+
+
+def adding_echo(path: str, *, kind: str) -> Callable[[Any], None]:
+    """What adds a method by that path that answers with its request."""
+    service, method = path.strip("/").split("/")
+    return adding(service, {method: lambda request, _context: request}, kind=kind)
 
 
 KINDS: dict[str, Callable[..., Serving]] = {"threads": ThreadedServing, "asyncio": AioServing}
@@ -253,7 +271,7 @@ def serving(
     source = LocalIdentity(names=NAMES, claims=CLAIMS, leaf_lifetime=leaf_lifetime)
     made = Attester(identity=source, quotes=quotes, names=frozenset(NAMES))
     listen = Listen(address="127.0.0.1", ports={"attested": 0}, shared=False)
-    server = KINDS[kind](settings, _add_echo, (), listen, made)
+    server = KINDS[kind](settings, adding_echo(ECHO, kind=kind), (), listen, made)
     try:
         yield f"127.0.0.1:{server.ports['attested']}"
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,13 @@ settings.load_profile("adyton")
 
 #: The one thing that all tests share with the user: images of machines take long to fetch and are named by digest.
 IMAGE_CACHE = Path(os.environ.get("ADYTON_IMAGE_CACHE") or default_cache())
+
+
+def pytest_configure() -> None:
+    """Handle what a job in background ignores: a child inherits that, and tests send these signals to children."""
+    for each in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(each) is signal.SIG_IGN:
+            signal.signal(each, lambda _number, _frame: None)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:

@@ -5,11 +5,14 @@ So this imports nothing of the tests. `tests/owners.py` starts them and speaks t
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
 import resource
 import signal
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -22,7 +25,10 @@ NOTHING = b"\0none"
 _PR_GET_DUMPABLE = 3
 
 
-def add_methods(server: Any, application: adyton.TrustedApplication) -> None:
+def add_methods(
+    server: Any, application: adyton.TrustedApplication, form: Callable[[Any], Any] = lambda method: method
+) -> None:
+    """Each method in the form that the server takes."""
     secrets = application.context.secrets
 
     def tell(request: bytes, context: Any) -> bytes:
@@ -46,7 +52,7 @@ def add_methods(server: Any, application: adyton.TrustedApplication) -> None:
         raise AssertionError
 
     methods = {"Tell": tell, "Wait": wait, "Describe": describe, "Die": die}
-    handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(each) for name, each in methods.items()}
+    handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(form(each)) for name, each in methods.items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
@@ -57,7 +63,7 @@ class Keeping(adyton.GrpcApplication):
 
 class AioKeeping(adyton.AioGrpcApplication):
     def add_servicers(self, server: grpc.aio.Server) -> None:
-        add_methods(server, self)
+        add_methods(server, self, lambda method: partial(asyncio.to_thread, method))
 
 
 class Listening(adyton.GrpcApplication):

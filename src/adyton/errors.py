@@ -173,16 +173,25 @@ class EnclaveDiedError(AdytonError):
     """The enclave is gone though nobody destroyed it. Calls in flight may or may not have been carried out.
 
     `exit_status` is a process's return code (negative: the signal that ended it), or None where there is none;
-    `log_tail` holds the last lines that the enclave logged, oldest first.
+    `log_tail` holds the last lines that the enclave logged, oldest first; `console` those of them that are its
+    machine's and not its own, and were copied neither to `stdout_fd` nor to `stderr_fd`.
     """
 
     status = StatusCode.UNAVAILABLE
     exit_code = ExitCode.FAILED
 
-    def __init__(self, message: str, *, exit_status: int | None = None, log_tail: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        exit_status: int | None = None,
+        log_tail: tuple[str, ...] = (),
+        console: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.exit_status = exit_status
-        self.log_tail = log_tail
+        self.log_tail = console + log_tail
+        self.console = console
 
     def __str__(self) -> str:
         return _with_log(self.message, self.log_tail)

@@ -52,10 +52,10 @@ def load(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]
     with EnclaveManager() as manager:
 
         def start(application: str) -> Party:
-            project = tmp_path_factory.mktemp("projects") / application
-            client = manager.load(
-                application, write_keeping_project(project, OWNER, application=application), server_config()
-            )
+            folder = tmp_path_factory.mktemp("projects") / application
+            owners = [OWNER] if application == "Keeping" else []  # without any, the runtime has no such service
+            project = write_keeping_project(folder, *owners, application=application)
+            client = manager.load(application, project, server_config())
             return Party(target=client.address_of(port_of(client)), policy=policy_of(client))
 
         yield start

@@ -299,6 +299,33 @@ class TestExportCa:
         for words in (SIMULATED, f"wrote {path}\n", 'level "key"', "attests once", "after 30 days"):
             assert words in done.stderr
 
+    def test_whom_a_client_may_take_the_server_for(self, enclave: Enclave, tmp_path: Path) -> None:
+        said = self.talk(enclave, enclave.target, tmp_path)
+        assert "the server's certificate is for atls.internal, probe.example\n" in said
+        mend = 'add names = ["localhost"] under [server] in enclave.toml, or clients must override the name\n'
+        assert f"localhost is none of its names: {mend}" in said
+        assert f"{enclave.target} asks clients for a certificate: they need the port that plain_tls = true" in said
+        said = self.talk(enclave, enclave.target.replace("localhost", "127.0.0.1"), tmp_path)
+        assert "127.0.0.1 is none of its names: clients must override the name\n" in said
+
+    def test_nothing_is_said_of_a_name_that_the_certificate_has(self, tmp_path: Path) -> None:
+        settings = '[server]\nnames = ["LocalHost"]\n'
+        project = write_probe_project(tmp_path / "project", SERVER, settings)
+        (tmp_path / "policy.toml").write_text(simulated_policy(project))
+        with running(project) as server:
+            target = f"localhost:{server.port}"
+            words = ("--policy", tmp_path / "policy.toml", *ALLOW, "-o", tmp_path / "ca.pem")
+            said = adyton("export-ca", target, *words).stderr
+        assert f"wrote {tmp_path / 'ca.pem'}\n" in said
+        assert "the server's certificate is for atls.internal, LocalHost\n" in said
+        assert "is none of its names" not in said
+
+    @staticmethod
+    def talk(enclave: Enclave, target: str, folder: Path) -> str:
+        done = adyton("export-ca", target, *enclave.words[1:], "-o", folder / "ca.pem", "--force")
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
     def test_it_writes_over_a_file_only_by_force(self, enclave: Enclave, tmp_path: Path) -> None:
         path = tmp_path / "ca.pem"
         path.write_text("mine")

@@ -105,6 +105,29 @@ def test_the_policys_anchor_is_of_the_root_that_is_named(project: Path, tmp_path
     assert "junk.pem holds no certificate in PEM" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('name = "probe"', "the policy is of no version that is known: is it a policy? (one begins with version = 1)"),
+        ("version = 1\nrules = []", "the policy has unknown keys: 'rules'"),
+        (None, "No such file or directory"),
+    ],
+)
+@pytest.mark.parametrize(
+    "words", [("verify", os.devnull, "--tee", "simulated"), ("proxy", "localhost:1", "--listen", "127.0.0.1:0")]
+)
+def test_what_is_wrong_with_a_policy_is_said_with_the_name_of_its_file(
+    words: tuple[str, ...], content: str | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "policy.toml"
+    if content is not None:
+        path.write_text(content)
+    done = adyton(*words, "--policy", path)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    prefix = "can't read " if content is None else ""
+    assert done.stderr.startswith(f"adyton {words[0]}: {prefix}{path}: {message}")
+
+
 def test_a_policy_without_a_root_accepts_nothing_yet(project: Path, tmp_path: Path) -> None:
     adyton("build", project, "-o", tmp_path)
     nowhere = {"XDG_DATA_HOME": str(tmp_path / "nothing here")}

@@ -324,7 +324,7 @@ class TestFlow:
         assert shout(channel) == b"A"
         code, talk = proxy.end()
         assert code == 0
-        assert [line.split()[0] for line in talk.splitlines()] == ["warning:", "attested"]
+        assert [line.split()[0] for line in talk.splitlines()] == ["attested", "warning:"]
 
 
 def _watched(call: Any) -> futures.Future[grpc.StatusCode]:
@@ -352,8 +352,8 @@ class TestLife:
             assert proxy.port > 0
             code, talk = proxy.end(signal.SIGINT)
         assert code == 0
-        assert talk.startswith(f"{SIMULATED}attested {words[0]}: simulated, rule 'mirror ")
-        assert talk.endswith(", level connection\n")
+        assert talk.startswith(f"attested {words[0]}: simulated, rule 'mirror ")
+        assert talk.endswith(f", level connection\n{SIMULATED}")
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_rpcs_under_way_end_first(self, words: tuple[str | Path, ...], number: int) -> None:

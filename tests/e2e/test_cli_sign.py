@@ -56,10 +56,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all of a release, by the commands that a user would type."""
     folder = tmp_path_factory.mktemp("a release")
     (folder / "project").mkdir()
-    write_probe_project(folder / "project", SERVER, "[sealing]\nversion = 7\n")
-    for words in (("new-key", folder / "signer.pem"), ("build", folder / "project")):
-        done = adyton(*words)
-        assert done.returncode == 0, done.stderr
+    signer = adyton("new-key", folder / "signer.pem").stdout.strip()
+    settings = f'[sealing]\nversion = 7\npolicy = "signer"\nsigners = ["{signer}"]\n'
+    done = adyton("build", write_probe_project(folder / "project", SERVER, settings))
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -192,6 +192,46 @@ class TestSign:
     def refuses_the_key(message: str, release: Release) -> None:
         refused(message, "sign", release.bundle, "--key", release.key)
         assert not release.signature.exists()
+
+
+OTHER = "0" * 64
+WITHOUT_EFFECT = {
+    "none is asked for": ("version = 7", "and the signature changes nothing (policy = "),
+    "only what was sealed before": ('signers = ["{id}"]', "and the signature only opens what the signer's code has"),
+    "another signer's": (f'policy = "signer"\nsigners = ["{OTHER}"]', "{id} is not in sealing.signers of enclave.toml"),
+    "a service decides": (
+        'source = "release"\nrelease.policy = "probe/servers.py"',
+        "sealing.source is 'release' in enclave.toml: that source decides, and no signature",
+    ),
+}
+
+
+class TestASignatureWithoutEffect:
+    @pytest.mark.parametrize("why", WITHOUT_EFFECT)
+    def test_is_made_with_a_warning(self, why: str, release: Release) -> None:
+        sealing, said = (text.replace("{id}", release.id) for text in WITHOUT_EFFECT[why])
+        settings = release.project / "enclave.toml"
+        settings.write_text(f"{settings.read_text().partition('[sealing]')[0]}[sealing]\n{sealing}\n")
+        assert adyton("build", release.project).returncode == 0
+        done = adyton("sign", release.bundle, "--key", release.key)
+        assert done.returncode == 0, done.stderr
+        wrote, warning = done.stderr.splitlines()
+        assert wrote == f"wrote {release.signature}"
+        assert warning.startswith("warning: ")
+        assert said in warning
+        assert Bundle.load(release.bundle).signed_code() is not None
+
+    def test_counts_after_what_the_warning_says_was_done(self, release: Release) -> None:
+        settings = release.project / "enclave.toml"
+        with_signer = settings.read_text()
+        settings.write_text(with_signer.partition("[sealing]")[0])
+        assert adyton("build", release.project).returncode == 0
+        warned = adyton("sign", release.bundle, "--key", release.key).stderr
+        found = re.search(r'\((policy = "signer") and (signers = \["[0-9a-f]{64}"\]) under \[sealing\], then', warned)
+        assert found is not None, warned
+        settings.write_text("\n".join((settings.read_text(), "[sealing]", *found.groups(), "")))
+        assert adyton("build", release.project).returncode == 0
+        assert "warning" not in adyton("sign", release.bundle, "--key", release.key).stderr
 
 
 class TestABundle:

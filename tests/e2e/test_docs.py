@@ -7,16 +7,13 @@ import dataclasses
 import importlib
 import json
 import re
-import shutil
-import signal
 import subprocess
 import sys
-import sysconfig
-import threading
 import typing
 from pathlib import Path
 
 import pytest
+from newcomer import DEVELOPMENT, newcomer_with_a_clone, type_commands
 
 from adyton.bundle.settings import Settings
 from adyton.cli.verdict import DANGERS
@@ -223,125 +220,6 @@ def test_the_readmes_commands() -> None:
     assert "9. Shut down" in demo.stdout
 
 
-SERVING = ("adyton run", "adyton proxy")
-"""These go on, as in a terminal of their own, until the next `adyton run`; unless they are to fail."""
-
-
-def goes_on(line: str) -> bool:
-    return line.startswith(SERVING) and " || " not in line
-
-
-class Newcomer:
-    """Types a page's commands into a shell, one after the other, in an empty home."""
-
-    def __init__(self, home: Path) -> None:
-        self.cwd = home / "adyton"
-        self.activated: Path | None = None
-        self.serving: list[subprocess.Popen[str]] = []
-        self.environment = {
-            "HOME": str(home),
-            "PATH": f"{Path(sys._base_executable).parent}:/usr/bin:/bin",  # type: ignore[attr-defined]
-            "PIP_NO_INDEX": "1",  # what is to be installed is there already: see _lend_packages
-            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        }
-
-    def type(self, line: str, expected: list[str]) -> None:
-        if line.startswith("cd "):
-            self.cwd = (self.cwd / line[3:]).resolve()
-        elif line.startswith(". "):
-            self.activated = (self.cwd / line[2:]).resolve()
-        elif goes_on(line):
-            self._serve(line, expected)
-        else:
-            if line.startswith("adyton run"):
-                self.end_serving()
-            done = self._run(line)
-            output = done.stdout + done.stderr
-            assert done.returncode == (1 if "FAIL" in "".join(expected) else 0), f"{line}\n{output}"
-            for each in expected:
-                assert each in output, f"{line}\n{output}"
-        if "-m venv" in line:
-            _lend_packages((self.cwd / line.rpartition(" ")[2]).resolve())
-
-    def end_serving(self) -> None:
-        """Press Ctrl-C in every other terminal, the last one first."""
-        codes = []
-        while self.serving:
-            with self.serving.pop() as process:
-                process.send_signal(signal.SIGINT)
-                codes.append(process.wait(30))
-        assert not any(codes)
-
-    def _shell(self, line: str) -> list[str]:
-        activate = f". '{self.activated}' && " if self.activated else ""
-        return ["bash", "-c", f"{activate}exec {line}" if goes_on(line) else f"{activate}{line}"]
-
-    def _run(self, line: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self._shell(line),
-            cwd=self.cwd,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-        )
-
-    def _serve(self, line: str, expected: list[str]) -> None:
-        if line.startswith("adyton run"):
-            self.end_serving()
-        process = subprocess.Popen(
-            self._shell(line),
-            cwd=self.cwd,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.serving.append(process)
-        assert process.stdout is not None
-        watchdog = threading.Timer(60, process.kill)
-        watchdog.start()
-        assert process.stdout.readline().strip() == expected[0]
-        watchdog.cancel()
-
-
-def _lend_packages(environment: Path) -> None:
-    """The tests have no network, so the new environment may use the packages of the one that runs them."""
-    site = next(environment.glob("lib/python3*/site-packages"))
-    for own in (*site.glob("setuptools*"), site / "_distutils_hack"):  # Python 3.11 puts an old one there
-        shutil.rmtree(own, ignore_errors=True)
-    (site / "distutils-precedence.pth").unlink(missing_ok=True)
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-
-
-def split_command(text: str) -> tuple[str, list[str]]:
-    """What is typed, a here document included, and the lines that it should print."""
-    typed, end, printed = text.partition("\nEOF\n")
-    if end:
-        return typed + end, printed.strip().splitlines()
-    line, *printed_lines = text.strip().splitlines()
-    return line, printed_lines
-
-
-def type_commands(page: str, newcomer: Newcomer) -> int:
-    """Every command of the page's consoles, in order; how many there are."""
-    text = (ROOT / page).read_text()
-    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
-    commands = [command for block in blocks for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
-    try:
-        for command in commands:
-            newcomer.type(*split_command(command))
-    finally:
-        newcomer.end_serving()
-    return len(commands)
-
-
-def newcomer_with_a_clone(home: Path) -> Newcomer:
-    shutil.copytree(ROOT, home / "adyton", ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "dist"))
-    return Newcomer(home)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_tutorial_word_for_word(tmp_path: Path) -> None:
@@ -349,12 +227,10 @@ def test_the_tutorial_word_for_word(tmp_path: Path) -> None:
 
 
 def test_the_translators_commands(tmp_path: Path) -> None:
-    newcomer = newcomer_with_a_clone(tmp_path)
-    newcomer.activated = Path(sys.executable).parent / "activate"
+    newcomer = newcomer_with_a_clone(tmp_path, activated=DEVELOPMENT)
     assert type_commands("examples/translator/README.md", newcomer) == 20
 
 
 def test_the_commands_about_evidence(tmp_path: Path) -> None:
-    newcomer = newcomer_with_a_clone(tmp_path)
-    newcomer.activated = Path(sys.executable).parent / "activate"
+    newcomer = newcomer_with_a_clone(tmp_path, activated=DEVELOPMENT)
     assert type_commands("docs/evidence.md", newcomer) == 9

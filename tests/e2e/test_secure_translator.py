@@ -62,8 +62,11 @@ def add(server, **methods):
 class Friend(adyton.GrpcApplication):
     def add_servicers(self, server):
         def ask(request, context):
-            with adyton.connect(request.decode(), **terms(self.context)) as channel:
-                return channel.unary_unary("/tests.Friend/Who")(b"", timeout=10)
+            try:
+                with adyton.connect(request.decode(), **terms(self.context)) as channel:
+                    return channel.unary_unary("/tests.Friend/Who")(b"", timeout=10)
+            except grpc.RpcError as error:
+                context.abort(error.code(), error.details())
 
         add(server, Who=who, Ask=ask, Visit=lambda request, context: visit(self.context, request.decode()))
 
@@ -78,7 +81,10 @@ class AioFriend(adyton.AioGrpcApplication):
         async def visiting(request, context):
             return await asyncio.to_thread(visit, self.context, request.decode())
 
-        add(server, Who=who, Ask=ask, Visit=visiting)
+        async def who_calls(request, context):
+            return who(request, context)
+
+        add(server, Who=who_calls, Ask=ask, Visit=visiting)
 '''
 
 SETTINGS = """

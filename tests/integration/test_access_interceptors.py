@@ -53,13 +53,12 @@ OPTIONS: list[tuple[str, Any]] = [
 ATTEST = ATTESTATION_PREFIX + "Attest"
 FRONT_END = Attribute(name="rule", wanted="front end")
 
-#: A call of each kind; on asyncio, `Fail` is the one whose servicer is not a coroutine.
+#: A call of each kind.
 CALLS: dict[str, Callable[[Stub], Text]] = {
     "Echo": lambda stub: stub.Echo(Text(text=SECRET)),
     "Count": lambda stub: next(stub.Count(Text(text=SECRET))),
     "Collect": lambda stub: stub.Collect(iter([Text(text=SECRET)])),
     "Chat": lambda stub: next(stub.Chat(iter([Text(text=SECRET)]))),
-    "Fail": lambda stub: stub.Fail(Text(text=SECRET)),
 }
 
 
@@ -87,14 +86,14 @@ class Servicer(probe_pb2_grpc.ProbeServicer):
         yield self.answer("Chat", context)
 
     def Fail(self, request: Text, context: Any) -> Any:
-        return self.answer("Fail", context)
+        raise NotImplementedError
 
     def Who(self, request: Text, context: Any) -> Any:
-        return self.answer("Who", context)
+        raise NotImplementedError
 
 
 class AioServicer(Servicer):
-    """The same on asyncio, but for `Fail`."""
+    """The same on asyncio."""
 
     async def Echo(self, request: Text, context: Any) -> Text:
         return self.answer("Echo", context)
@@ -109,6 +108,13 @@ class AioServicer(Servicer):
         yield self.answer("Chat", context)
 
 
+def as_coroutine(behavior: Callable[[bytes, Any], bytes]) -> Callable[[bytes, Any], Any]:
+    async def call(request: bytes, context: Any) -> bytes:
+        return behavior(request, context)
+
+    return call
+
+
 class Served:
     """A server's two ports, which methods of its servicer were called, and the methods that it has besides."""
 
@@ -118,7 +124,7 @@ class Served:
         self.methods: dict[str, Callable[[bytes, Any], bytes]] = {ATTEST: lambda _request, _context: b"evidence"}
         self.port = self.plain_port = 0
 
-    def add_to(self, server: Any, servicer: Servicer, health_servicer: Any) -> None:
+    def add_to(self, server: Any, servicer: Any, health_servicer: Any, form: Callable[[Any], Any]) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = issue_leaf(self.ca, key.public_key(), [DEFAULT_AUDIENCE], NOW, timedelta(hours=1))
         clients = pem(open_client_ca().certificate)
@@ -127,7 +133,7 @@ class Served:
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         for method, behavior in self.methods.items():
             _, service, name = method.split("/")
-            handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(behavior)}
+            handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(form(behavior))}
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         self.port = server.add_secure_port("127.0.0.1:0", credentials)
         self.plain_port = server.add_insecure_port("127.0.0.1:0")
@@ -139,7 +145,7 @@ def threaded(access: AccessSettings, served: Served) -> Iterator[None]:
         futures.ThreadPoolExecutor(4),
         interceptors=[GuardInterceptor(LoggingSettings(), 0), *access_interceptors(access)],
     )
-    served.add_to(server, Servicer(served.called), health.HealthServicer())
+    served.add_to(server, Servicer(served.called), health.HealthServicer(), lambda behavior: behavior)
     server.start()
     yield
     server.stop(None).wait()
@@ -154,7 +160,7 @@ def on_asyncio(access: AccessSettings, served: Served) -> Iterator[None]:
     async def start() -> grpc.aio.Server:
         interceptors = [AioGuardInterceptor(LoggingSettings(), 0), *aio_access_interceptors(access)]
         server = grpc.aio.server(futures.ThreadPoolExecutor(4), interceptors=interceptors)
-        served.add_to(server, AioServicer(served.called), health.aio.HealthServicer())
+        served.add_to(server, AioServicer(served.called), health.aio.HealthServicer(), as_coroutine)
         await server.start()
         return server
 
@@ -309,6 +315,19 @@ def test_the_methods_line_comes_before_the_services_and_that_before_the_default(
         health_pb2_grpc.HealthStub(client.channel).Check(health_pb2.HealthCheckRequest())
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_watch_which_answers_by_a_callback_is_refused_or_served_as_any_other_method(
+    serve: Serve, connect: Connect
+) -> None:
+    client = connect(serve(Word.ENROLLED))
+    watch = health_pb2_grpc.HealthStub(client.channel).Watch
+    with pytest.raises(grpc.RpcError) as caught:
+        next(watch(health_pb2.HealthCheckRequest(), timeout=10))
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    client.enrol()
+    assert next(watch(health_pb2.HealthCheckRequest(), timeout=10)).status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_the_methods_by_which_callers_enrol_are_for_anyone(serve: Serve, connect: Connect) -> None:

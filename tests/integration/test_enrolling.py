@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from channel_parties import CLAIMS, KINDS, MEASUREMENT, NAMES, SlowHardware, policy_text, slow_device
+from channel_parties import CLAIMS, KINDS, MEASUREMENT, NAMES, SlowHardware, adding, policy_text, slow_device
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -45,13 +45,9 @@ WHO, SECRET = "/tests.Who/Who", "/tests.Who/Secret"
 SIMULATED = frozenset({Insecurity.SIMULATED})
 
 
-def _add_who(server: Any) -> None:
-    def who(request: bytes, context: Any) -> bytes:
-        found = peer(context)
-        return b"nobody" if found is None else found.rule.encode()
-
-    handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(who) for name in ("Who", "Secret")}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("tests.Who", handlers),))
+def _who(request: bytes, context: Any) -> bytes:
+    found = peer(context)
+    return b"nobody" if found is None else found.rule.encode()
 
 
 class Parties:
@@ -86,7 +82,8 @@ class Parties:
         quotes = BatchedQuotes(self.quotes)
         made = Attester(identity=self.identity, quotes=quotes, names=frozenset(NAMES), registrar=registrar)
         listen = Listen(address="127.0.0.1", ports=self.ports, shared=False)
-        self.server = KINDS[kind](settings, _add_who, (), listen, made)
+        add = adding("tests.Who", {"Who": _who, "Secret": _who}, kind=kind)
+        self.server = KINDS[kind](settings, add, (), listen, made)
         self.ports = dict(self.server.ports)
 
     def stop(self) -> None:

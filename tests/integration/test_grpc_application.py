@@ -144,8 +144,9 @@ def test_a_busy_port(manager: EnclaveManager, application: str, workers: int) ->
 
 
 def test_no_servicers(manager: EnclaveManager) -> None:
-    with pytest.raises(ApplicationError, match="uncaught NotImplementedError in initialize"):
-        manager.load("server", probe_bundle("probe.servers:Forgetful"), server_config())
+    error = refused(manager, "probe.servers:Forgetful", server_config())
+    assert error.status is StatusCode.INVALID_ARGUMENT
+    assert error.message.startswith("Forgetful does not override add_servicers(self, server)")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import socket
 import struct
 import threading
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
+import serving_here
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
@@ -28,50 +28,30 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    port: int
+    server: serving_here.Served
     end: Callable[[], Any]
     has_threads: bool
 
     def channel(self) -> grpc.Channel:
-        return grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        return self.server.channel()
 
 
 @contextlib.contextmanager
-def threaded() -> Iterator[Served]:
-    servicer = health.Health()
+def threaded(most_watches: int = health.MAX_WATCHES) -> Iterator[Served]:
+    servicer = health.Health(most_watches)
     servicer.serves(["a.Service"])
-    server = grpc.server(futures.ThreadPoolExecutor(2), interceptors=[GuardInterceptor(LoggingSettings(), 0)])
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield Served(port=port, end=servicer.end, has_threads=True)
-    assert server.stop(0).wait(10)
+    add = functools.partial(health_pb2_grpc.add_HealthServicer_to_server, servicer)
+    with serving_here.with_threads(add, [GuardInterceptor(LoggingSettings(), 0)]) as server:
+        yield Served(server=server, end=servicer.end, has_threads=True)
 
 
 @contextlib.contextmanager
-def on_asyncio() -> Iterator[Served]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def run(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
-
-    async def start() -> tuple[grpc.aio.Server, health.AioHealth, int]:
-        servicer = health.AioHealth()
-        servicer.serves(["a.Service"])
-        server = grpc.aio.server(interceptors=[AioGuardInterceptor(LoggingSettings(), 0)])
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        return server, servicer, port
-
-    server, servicer, port = run(start())
-    yield Served(port=port, end=lambda: run(servicer.end()), has_threads=False)
-    run(server.stop(0))
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+def on_asyncio(most_watches: int = health.MAX_WATCHES) -> Iterator[Served]:
+    servicer = health.AioHealth(most_watches)
+    servicer.serves(["a.Service"])
+    add = functools.partial(health_pb2_grpc.add_HealthServicer_to_server, servicer)
+    with serving_here.on_asyncio(add, [AioGuardInterceptor(LoggingSettings(), 0)]) as server:
+        yield Served(server=server, end=lambda: server.run(servicer.end()), has_threads=False)
 
 
 @pytest.fixture(params=[threaded, on_asyncio], ids=["threads", "asyncio"])
@@ -211,7 +191,7 @@ def test_a_client_that_takes_nothing_keeps_nobody_waiting(
 ) -> None:
     """One message of 2 bytes takes 7 of a stream's window."""
     streams = set(range(1, 41, 2))
-    taker = Taker(served.port, window)
+    taker = Taker(served.server.port, window)
     for stream in streams:
         taker.watch(stream)
     with contextlib.closing(taker):
@@ -225,3 +205,30 @@ def test_a_client_that_takes_nothing_keeps_nobody_waiting(
         assert stub.Check(HealthCheckRequest(), timeout=5).status == NOT_SERVING
         if served.has_threads:
             taker.wait_for_the_ends_of(streams)
+
+
+@pytest.mark.parametrize("kind", [threaded, on_asyncio], ids=["threads", "asyncio"])
+def test_one_watch_too_many(kind: Callable[[int], contextlib.AbstractContextManager[Served]]) -> None:
+    with kind(2) as served, served.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(HealthCheckRequest(), timeout=30) for _ in range(2)]
+        assert all(next(watch).status == SERVING for watch in watches)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Watch(HealthCheckRequest(), timeout=10))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        watches[0].cancel()
+        until = time.monotonic() + 10
+        while not watches_again(stub):
+            assert time.monotonic() < until
+
+
+def test_no_service_has_so_long_a_name(stub: health_pb2_grpc.HealthStub) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        next(stub.Watch(HealthCheckRequest(service="a" * 2000), timeout=10))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def watches_again(stub: health_pb2_grpc.HealthStub) -> bool:
+    with contextlib.suppress(grpc.RpcError):
+        return bool(next(stub.Watch(HealthCheckRequest(), timeout=10)).status == SERVING)
+    return False

@@ -198,9 +198,13 @@ def test_a_lock_without_what_the_runtime_needs(manager: EnclaveManager, tmp_path
 def test_an_application_that_is_none(manager: EnclaveManager) -> None:
     with pytest.raises(ApplicationError, match="is not a TrustedApplication"):
         manager.load("probe", probe_bundle("probe.plain:NotAnApplication"))
-    with pytest.raises(ApplicationError, match=r"can't be imported: No module named 'probe\.nowhere'"):
+    with pytest.raises(
+        ApplicationError, match=r"can't be imported: ModuleNotFoundError: No module named 'probe\.nowhere'"
+    ):
         manager.load("probe", probe_bundle("probe.nowhere:Plain"))
-    with pytest.raises(ApplicationError, match=r"can't be imported: module 'probe\.plain' has no attribute 'Nobody'"):
+    with pytest.raises(
+        ApplicationError, match=r"can't be imported: ImportError: module 'probe\.plain' has no attribute 'Nobody'"
+    ):
         manager.load("probe", probe_bundle("probe.plain:Nobody"))
 
 

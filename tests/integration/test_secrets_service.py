@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from channel_parties import ECHO, KINDS, NAMES, VendorDevice
+from channel_parties import ECHO, KINDS, NAMES, VendorDevice, adding_echo
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -37,12 +37,6 @@ from adyton.sealing.secrets import KeptSecrets, SecretInfo
 OWNER, STRANGER = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
 CODES = grpc.StatusCode
 PORTS = {"attested": 0, "plain_tls": 0, "mesh": 0}
-
-
-def add_echo(server: Any) -> None:
-    service, method = ECHO.strip("/").split("/")
-    handlers: Any = {method: grpc.unary_unary_rpc_method_handler(lambda request, _context: request)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
 class SlowSecrets(KeptSecrets):
@@ -81,7 +75,8 @@ class Server:
         quotes = BatchedQuotes(DeviceQuotes(VendorDevice()))
         attester = Attester(identity=self.identity, quotes=quotes, names=frozenset(NAMES))
         listen = Listen(address="127.0.0.1", ports=PORTS, shared=False)
-        started = KINDS[self.kind](settings, add_echo, [self._interceptor()], listen, attester, service)
+        echo = adding_echo(ECHO, kind=self.kind)
+        started = KINDS[self.kind](settings, echo, [self._interceptor()], listen, attester, service)
         self.ports = started.ports
         try:
             yield

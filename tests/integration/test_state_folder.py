@@ -187,14 +187,19 @@ def test_one_of_another_user_is_refused(state: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("file", "Not a directory"), ("link", "Not a directory"), ("none/state", "No such file"), ("nul\0", "null")],
+    [
+        ("file", "Not a directory"),
+        ("link", "Not a directory"),
+        ("none/state", "No such file"),
+        ("nul\0", "embedded null"),
+    ],
 )
 def test_what_is_no_folder_is_refused(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
     (tmp_path / "file").touch()
     before = open_descriptors()
-    with pytest.raises(LaunchError, match=f"the state folder .* can't be used: .*{message}"):
+    with pytest.raises(LaunchError, match=f"the state folder .* can't be used: {message}"):
         StateDirectory(tmp_path / path)
     assert open_descriptors() == before
 

@@ -195,6 +195,7 @@ def test_an_application_that_exits_is_told_from_a_machine_that_ends(manager: Enc
     with pytest.raises(EnclaveDiedError, match="the enclave's process ended: exit code 3") as caught:
         enclave.enter_and_run(command("exit 3"), timeout_seconds=60)
     assert caught.value.exit_status == 3
+    assert caught.value.console == ()
 
 
 def test_a_guest_without_memory_says_so(manager: EnclaveManager) -> None:
@@ -229,7 +230,9 @@ def test_a_first_process_that_fails_is_explained(
     monkeypatch.setattr(QemuLauncher, "_build", building_with(files, QemuLauncher._build))
     with pytest.raises(EnclaveDiedError, match=message) as caught:
         load(manager)
-    assert logged in "\n".join(caught.value.log_tail)
+    assert caught.value.console
+    assert logged in "\n".join(caught.value.console)
+    assert caught.value.log_tail == caught.value.console  # the enclave itself said nothing
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the driver is the PC's")

@@ -69,10 +69,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a negative maximum age": ({"max_age_seconds": -1}, "max_age_seconds must be more than 0"),
     "a policy that is none": ({"policy": b"version = 2"}, "of no version that is known"),
     "a policy that is too long": ({"policy": b" " * (MAX_POLICY_BYTES + 1)}, "are allowed"),
-    "a policy that is not there": ({"policy": "no/such/policy.toml"}, "no/such/policy.toml: "),
-    "a folder as a policy": ({"policy": "/"}, "/: "),
-    "a path with a zero": ({"policy": "a\0b"}, "null"),
-    "reference values that are not there": ({"reference_values": ["no/such/document"]}, "no/such/document: "),
+    "a policy that is not there": ({"policy": "no/such/policy.toml"}, "can't read no/such/policy.toml: No such file"),
+    "a folder as a policy": ({"policy": "/"}, "can't read /: Is a directory"),
+    "a path with a zero": ({"policy": "a\0b"}, r"'a\x00b' is no path: embedded null byte"),
+    "reference values that are not there": (
+        {"reference_values": ["no/such/document"]},
+        "can't read no/such/document: No",
+    ),
     "reference values beside a parsed policy": (
         {"policy": Policy.parse(POLICY), "reference_values": ["x"]},
         "has its reference values",

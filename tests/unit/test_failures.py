@@ -28,7 +28,7 @@ ERRORS: list[AdytonError] = [
     EvidenceError("forged"),
     UnreachableError("nobody there", mend="start it"),
     DeadlineError("too late"),
-    EnclaveDiedError("gone", exit_status=-9, log_tail=("last words",)),
+    EnclaveDiedError("gone", exit_status=-9, log_tail=("last words",), console=("a panic",)),
     ApplicationError(StatusCode.ABORTED, "no"),
     cancelled("given up"),
 ]

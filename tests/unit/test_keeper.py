@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,7 @@ from adyton.atls.batch import BatchedQuotes, DeviceQuotes, Quote, QuoteSource
 from adyton.atls.binding import fold, report_data
 from adyton.atls.certificates import Issued, key_pem
 from adyton.atls.identity import Identity, LocalIdentity, RotatingIdentity
-from adyton.enclave.keeper import Keeper, KeeperClient
+from adyton.enclave.keeper import NOTICE_SECONDS, Keeper, KeeperClient
 from adyton.errors import ApplicationError, EvidenceError, StatusCode
 from adyton.proto import keeper_pb2
 from adyton.proto.frames import MAX_FRAME_BYTES, encode_frame, read_frame
@@ -180,6 +181,29 @@ def test_threads_of_one_process_get_each_its_own_answer() -> None:
         # What answers is a batch, so a path may lead from a node to what was quoted.
         for asked, quote in zip(nodes, pool.map(client.quote, nodes), strict=True):
             assert fold(asked, quote.path) == quote.evidence.data
+
+
+def test_a_known_identity_is_there_at_once_while_a_quote_takes_its_time() -> None:
+    class Slow:
+        def quote(self, node: bytes) -> Quote:
+            asked.set()
+            assert answered.wait(10)
+            return Quote(evidence=Evidence(tee="simulated", data=node))
+
+    asked, answered = threading.Event(), threading.Event()
+    with kept(quotes=Slow()) as connection, ThreadPoolExecutor(2) as pool:
+        client = KeeperClient(connection)
+        known = client.current()
+        quote = pool.submit(client.quote, node(1))
+        assert asked.wait(10)
+        time.sleep(NOTICE_SECONDS)
+        current = pool.submit(client.current)
+        try:
+            assert current.result(5) is known
+            assert not quote.done()
+        finally:
+            answered.set()
+        assert quote.result(10).evidence.data == node(1)
 
 
 def test_a_process_that_is_gone_ends_its_thread_and_no_other() -> None:

@@ -141,8 +141,8 @@ def test_what_is_no_trusted_application_is_refused(ask: Answer, name: str) -> No
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("own_application:Missing", "module 'own_application' has no attribute 'Missing'"),
-        ("missing_module:App", "No module named 'missing_module'"),
+        ("own_application:Missing", "ImportError: module 'own_application' has no attribute 'Missing'"),
+        ("missing_module:App", "ModuleNotFoundError: No module named 'missing_module'"),
     ],
 )
 def test_an_application_that_is_not_there_is_named(ask: Answer, name: str, why: str) -> None:

@@ -31,6 +31,7 @@ NUMBERS = {
     "max_concurrent_streams": (100, 1, 1_000_000),
     "max_rpc_ms": (0, 0, DAY_MS),
     "max_connection_idle_ms": (300_000, 1000, DAY_MS),
+    "request_timeout_ms": (60_000, 0, 86_400_000),
     "handshake_timeout_ms": (10_000, 100, 600_000),
     "keepalive_time_ms": (60_000, 1000, DAY_MS),
     "keepalive_timeout_ms": (20_000, 100, DAY_MS),

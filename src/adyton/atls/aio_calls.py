@@ -235,6 +235,23 @@ class AioCall(grpc.aio.Call):
         if isinstance(ended, grpc.aio.AioRpcError):
             raise asyncio.CancelledError if self._cancelled else ended
 
+    def _explain(self, ended: Any) -> None:
+        """Raise why the inner call is cancelled, if neither the application nor the waiting task was.
+
+        gRPC cancels a call whose requests can't be written any more, for its connection is gone. To whoever waits that
+        would look as if his own task were to end.
+        """
+        self._raise(ended)
+        task = asyncio.current_task()
+        if ended.cancelled() and not (self._cancelled or (task and task.cancelling()) or self._requests_failed()):
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.INTERNAL, _NOTHING, _NOTHING, "a request could not be written any more"
+            )
+
+    def _requests_failed(self) -> bool:
+        """Whether the application's iterator of requests raised, which cancels the call as well."""
+        return False
+
     def _await_end(self, _settled: object) -> None:
         ended = None if self._settled.cancelled() else self._ended()
         if ended is None or isinstance(ended, grpc.aio.AioRpcError):
@@ -256,7 +273,7 @@ class _UnaryResponse(AioCall):
         try:
             return (yield from inner.__await__())
         except asyncio.CancelledError:
-            self._raise(self._ended())
+            self._explain(self._ended())
             raise
 
 
@@ -275,7 +292,7 @@ class _StreamResponse(AioCall):
         try:
             return await inner.read()
         except asyncio.CancelledError:
-            self._raise(self._ended())
+            self._explain(self._ended())
             raise
 
     async def _each_response(self) -> AsyncIterator[Any]:
@@ -286,7 +303,7 @@ class _StreamResponse(AioCall):
             async for response in inner:
                 yield response
         except asyncio.CancelledError:
-            self._raise(self._ended())
+            self._explain(self._ended())
             raise
 
 
@@ -304,6 +321,9 @@ class _StreamRequest(AioCall):
                 self._request.stop()
             return True
         return False
+
+    def _requests_failed(self) -> bool:
+        return self._request is not None and self._request.failed
 
     async def write(self, request: Any) -> None:
         await self._do(lambda inner: inner.write(request))

@@ -36,6 +36,11 @@ class AioRequests:
         self.replayable = True
         """Whether a second try would get every request."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether the iterator raised."""
+        return self._problem is not None
+
     def again(self) -> _Try:
         """All requests from the first one on; the try before this one gets no more."""
         self._read = 0

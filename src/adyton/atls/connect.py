@@ -41,7 +41,8 @@ class ConnectOptions(TypedDict, total=False):
     `reference_values`: files of signed reference values that the policy asks for, or their content.
     `refuse`: your own look at the verified evidence, which can only add refusals.
     `level`: "connection", or "key" for a port that takes no client certificates: see docs/threat-model.md.
-    `max_age_seconds`: how old an attestation may get before it is repeated; an hour at most, less for some TEEs.
+    `max_age_seconds`: how old an attestation may get before it is repeated; an hour at most, less for some TEEs. A
+    server answers ten questions a minute on a connection, so less than 6 seconds may end it.
     `identity`: for an enclave that calls another: what it attests itself with to the server, on each connection. See
     docs/mutual.md.
     `options`: gRPC's channel arguments.
@@ -167,5 +168,7 @@ def _read(path: str | Path, at_most: int) -> bytes:
     try:
         with Path(path).open("rb") as file:
             return file.read(at_most + 1)  # one more than allowed is for the parser to refuse
-    except (OSError, ValueError) as problem:
-        raise ConfigurationError(f"{str(path)[:300]}: {problem}") from problem
+    except OSError as problem:
+        raise ConfigurationError(f"can't read {str(path)[:300]}: {problem.strerror}") from problem
+    except ValueError as problem:  # no path can be so
+        raise ConfigurationError(f"{str(path)[:300]!r} is no path: {problem}") from problem

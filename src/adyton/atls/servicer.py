@@ -13,6 +13,7 @@ import grpc
 from adyton.atls.attester import Attester, Connection
 from adyton.atls.failures import GRPC_CODES
 from adyton.atls.peer import client_spki_sha256
+from adyton.atls.rpc_threads import RpcThreads
 from adyton.errors import AdytonError, ApplicationError, DeadlineError, StatusCode
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 SERVICE: Final = "adyton.atls.Attestation"
 QUOTE_SECONDS: Final = 60.0
-MAX_THREADS: Final = 512
-"""How many clients of one process may wait for a quote at once, on a server with threads."""
+MAX_THREADS: Final = 256
+"""How many clients of one process may wait for a quote at once, on a server with threads; as many wait for them."""
 ENROL_THREADS: Final = 4
 """Callers' evidence is verified by so many at once."""
+ENROL_WAITING: Final = 64
+"""So many more may wait for that, on a server with threads."""
 
 
 def connection_of(context: Any) -> Connection:
@@ -48,7 +51,7 @@ def connection_of(context: Any) -> Connection:
 
 def attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
     """The service for grpc.server(). It has threads of its own: those of the application do not wait for quotes."""
-    pool = ThreadPoolExecutor(MAX_THREADS, "attest")
+    pool = RpcThreads(MAX_THREADS, "attest", waiting=MAX_THREADS)
 
     def attest(request: bytes, context: Any) -> bytes:
         try:
@@ -61,7 +64,8 @@ def attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
         raise AssertionError  # abort does not return
 
     attest.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    return _handler({"Attest": attest} | {name: _blocking(step) for name, step in _enrolment(attester).items()})
+    steps = _enrolment(attester, RpcThreads(ENROL_THREADS, "enrol", ENROL_WAITING))
+    return _handler({"Attest": attest} | {name: _blocking(step) for name, step in steps.items()})
 
 
 def aio_attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
@@ -78,7 +82,8 @@ def aio_attestation_handler(attester: Attester) -> grpc.GenericRpcHandler:
             await context.abort(*_status(problem))
         raise AssertionError  # abort does not return
 
-    return _handler({"Attest": attest} | {name: _coroutine(step) for name, step in _enrolment(attester).items()})
+    steps = _enrolment(attester, ThreadPoolExecutor(ENROL_THREADS, "enrol"))
+    return _handler({"Attest": attest} | {name: _coroutine(step) for name, step in steps.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +94,7 @@ class _Step:
     pool: ThreadPoolExecutor
 
 
-def _enrolment(attester: Attester) -> dict[str, _Step]:
-    pool = ThreadPoolExecutor(ENROL_THREADS, "enrol")
-
+def _enrolment(attester: Attester, pool: ThreadPoolExecutor) -> dict[str, _Step]:
     def registrar() -> Registrar:
         if attester.registrar is None:
             message = "this enclave enrols nobody: its enclave.toml has no access.policy"

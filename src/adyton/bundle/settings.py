@@ -93,6 +93,7 @@ class ServerSettings:
     max_concurrent_rpcs: int = _within(1000, 1, 1_000_000)
     max_concurrent_streams: int = _within(100, 1, 1_000_000)
     max_rpc_ms: int = _within(0, 0, _DAY_MS)
+    request_timeout_ms: int = _within(60_000, 0, _DAY_MS)
     max_connection_idle_ms: int = _within(300_000, 1000, _DAY_MS)
     handshake_timeout_ms: int = _within(10_000, 100, 600_000)
     keepalive_time_ms: int = _within(60_000, 1000, _DAY_MS)

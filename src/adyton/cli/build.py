@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from adyton.cli.main import say
+from adyton.cli.sources import build_bundle
 from adyton.errors import ConfigurationError
 from adyton.host.bundles import Bundle, signature_path
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         bundle, measurements = build_with_images(arguments, output)
     else:
-        bundle = Bundle.build(arguments.project)
+        bundle = build_bundle(arguments.project)
         measurements = bundle.measurements()
     written = bundle.save(output, measurements)
     for path in written:

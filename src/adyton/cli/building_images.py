@@ -12,6 +12,7 @@ from pathlib import Path
 
 import adyton
 from adyton.cli.main import say
+from adyton.cli.sources import build_bundle
 from adyton.errors import ConfigurationError, UnsupportedError
 from adyton.host.bundles import IMAGE_LOCK, Bundle, write_whole
 from adyton.host.image.architecture import ARCHITECTURES, find_architecture
@@ -76,7 +77,7 @@ def _check_output(output: Path) -> None:
 
 def _locked_bundle(arguments: argparse.Namespace) -> Bundle:
     """The project's bundle, with its image.lock, which is written if there is none or another is wanted."""
-    bundle = Bundle.build(arguments.project)
+    bundle = build_bundle(arguments.project)
     if not arguments.relock and (arguments.project / IMAGE_LOCK).exists():
         return bundle
     lock = relock(ARCHITECTURES.values(), Cache(default_cache()), say)

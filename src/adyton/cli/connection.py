@@ -17,9 +17,13 @@ from adyton.cli.question import add_policy, read_policy
 from adyton.cli.verdict import warn
 
 if TYPE_CHECKING:
+    import grpc
+
     from adyton.atls.attestation import Attestation
     from adyton.atls.channel import AttestedChannel
     from adyton.atls.connect import ConnectOptions
+    from adyton.atls.connector import BlockingConnector
+    from adyton.atls.session import Opener, Session
     from adyton.policy.document import Policy
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
@@ -79,17 +83,30 @@ def read_wanted(arguments: argparse.Namespace) -> Wanted:
     )
 
 
-def open_channel(wanted: Wanted) -> AttestedChannel:
-    """Connect and attest. Raises as `adyton.connect`."""
-    from adyton.atls.connect import connect
+def make_opener(wanted: Wanted) -> BlockingConnector:
+    """What opens sessions with the server, and has opened none. Raises ConfigurationError."""
+    from adyton.atls.connect import connector
+    from adyton.atls.connector import BlockingConnector
 
-    channel = connect(wanted.target, wanted.policy, timeout=wanted.timeout_seconds, **wanted.options)
-    wanted.accept(channel.attestation)
+    return BlockingConnector(connector(wanted.target, wanted.policy, **wanted.options))
+
+
+def open_channel(wanted: Wanted, opener: Opener | None = None) -> AttestedChannel:
+    """Connect and attest, with `make_opener`'s unless another is given. Raises as `adyton.connect`."""
+    from adyton.atls.channel import AttestedChannel
+
+    channel = AttestedChannel(opener or make_opener(wanted), open_seconds=wanted.timeout_seconds)
+    try:
+        channel.open()
+        wanted.accept(channel.attestation)
+    except BaseException:
+        channel.close()
+        raise
     return channel
 
 
-def attest(wanted: Wanted, *, bind_ca: bool = False) -> Attestation:
-    """What the server proves on a connection that ends with that; `bind_ca`: its evidence names the enclave's CA."""
+def attest(wanted: Wanted, *, bind_ca: bool = False) -> Session[grpc.Channel]:
+    """A session that proves what the server is, and ends with that; `bind_ca`: its evidence names the enclave's CA."""
     from adyton.atls.connect import connector
     from adyton.atls.connector import BlockingConnector
 
@@ -98,7 +115,7 @@ def attest(wanted: Wanted, *, bind_ca: bool = False) -> Attestation:
     session = BlockingConnector(made).open(wanted.timeout_seconds)
     session.channel.close()
     wanted.accept(session.attestation)
-    return session.attestation
+    return session
 
 
 def _seconds(text: str) -> float:

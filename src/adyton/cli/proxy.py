@@ -16,15 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adyton.cli.connection import MAX_MESSAGE_BYTES, add_connection_arguments, open_channel, read_wanted
+from adyton.cli.connection import MAX_MESSAGE_BYTES, add_connection_arguments, make_opener, open_channel, read_wanted
 from adyton.cli.main import say
 from adyton.cli.tree import one_line
-from adyton.errors import ConfigurationError
+from adyton.errors import AdytonError, ConfigurationError
 
 if TYPE_CHECKING:
     import grpc
 
     from adyton.atls.attestation import Attestation
+    from adyton.atls.session import Opener, Session
 
 GRACE_SECONDS: Final = 5.0
 MAX_RPCS: Final = 256
@@ -46,24 +47,55 @@ def run(arguments: argparse.Namespace) -> int:
     """Attest, print the address that it listens on, and pass RPCs on until SIGINT or SIGTERM."""
     address = _local(arguments.listen)
     wanted = read_wanted(arguments)
-    with open_channel(wanted) as channel:
-        assert channel.attestation is not None
-        say(one_line(_summary(wanted.target, channel.attestation)))
-        with _signals() as stop:
-            server, listens = _listening(address, channel)
-            server.start()
-            print(listens, flush=True)
-            stop.get()
-            server.stop(GRACE_SECONDS).wait()
+    opener = TellingOpener(make_opener(wanted), wanted.target)
+    with open_channel(wanted, opener) as channel, _signals() as stop:
+        server, listens = _listening(address, channel)
+        server.start()
+        print(listens, flush=True)
+        stop.get()
+        server.stop(GRACE_SECONDS).wait()
     return 0
 
 
-def _summary(target: str, attestation: Attestation) -> str:
-    appraisal = attestation.appraisal
-    return (
-        f"attested {target}: {appraisal.tee}, rule {appraisal.rule!r}, measurement {appraisal.measurement.hex()}, "
-        f"level {attestation.level}"
-    )
+class TellingOpener:
+    """An Opener that says on standard error what each attestation came to. Of calls it knows nothing.
+
+    How often there can be a line is for the channel to decide, which waits longer after each failure.
+    """
+
+    def __init__(self, opener: Opener, target: str) -> None:
+        self._opener = opener
+        self._target = target
+        self._serves = False  # if the first attestation fails, the command does, and says why
+
+    def open(self, timeout_seconds: float) -> Session[grpc.Channel]:
+        """As Opener says."""
+        with self._telling_refusals():
+            session = self._opener.open(timeout_seconds)
+        self._tell(session.attestation)
+        return session
+
+    def renew(self, session: Session[grpc.Channel], timeout_seconds: float) -> None:
+        """As Opener says."""
+        with self._telling_refusals():
+            self._opener.renew(session, timeout_seconds)
+        self._tell(session.attestation)
+
+    def _tell(self, attestation: Attestation) -> None:
+        accepted = attestation.appraisal
+        about = f"{accepted.tee}, rule {accepted.rule!r}, measurement {accepted.measurement.hex()}"
+        say(one_line(f"attested {self._target}: {about}, level {attestation.level}"))
+        self._serves = True
+
+    @contextlib.contextmanager
+    def _telling_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except AdytonError as problem:
+            if self._serves:
+                why = "; ".join(line.strip() for line in str(problem).splitlines())
+                say(one_line(f"not attested {self._target}: {why}"))
+            raise
 
 
 @contextlib.contextmanager

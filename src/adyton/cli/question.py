@@ -101,12 +101,13 @@ def read_policy(arguments: argparse.Namespace, now: datetime) -> Policy:
     from adyton.policy.document import MAX_POLICY_BYTES, Policy
     from adyton.policy.signed import MAX_DOCUMENT_BYTES
 
-    return Policy.parse(
-        read_file(arguments.policy, at_most=MAX_POLICY_BYTES),
-        reference_values=[read_file(path, at_most=MAX_DOCUMENT_BYTES) for path in arguments.reference_values],
-        seen_versions=load_seen_versions(arguments.state) if arguments.state else {},
-        now=now,
-    )
+    content = read_file(arguments.policy, at_most=MAX_POLICY_BYTES)
+    documents = [read_file(path, at_most=MAX_DOCUMENT_BYTES) for path in arguments.reference_values]
+    seen_versions = load_seen_versions(arguments.state) if arguments.state else {}
+    try:
+        return Policy.parse(content, reference_values=documents, seen_versions=seen_versions, now=now)
+    except ConfigurationError as problem:
+        raise ConfigurationError(f"{arguments.policy}: {problem.message}", mend=problem.mend) from problem
 
 
 def check_no_policy_is_needed(arguments: argparse.Namespace) -> None:

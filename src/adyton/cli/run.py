@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import signal
 from concurrent.futures import Future
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adyton.cli.main import say
-from adyton.errors import AdytonError, ConfigurationError
+from adyton.cli.run_options import MAX_WORKERS, a_port, a_time_ms, an_address, whole_number
+from adyton.cli.sources import build_bundle
+from adyton.errors import AdytonError, ApplicationError, ConfigurationError, EnclaveDiedError
 from adyton.host.bundles import Bundle
 from adyton.host.launch.registry import LAUNCHERS, launcher
 from adyton.host.manager import EnclaveManager
@@ -32,18 +35,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the enclave's name (default: as in enclave.toml)")
     parser.add_argument("--signature", type=Path, metavar="FILE", help=_SIGNATURE_HELP)
     parser.add_argument("--state", type=Path, metavar="DIR", help="folder for what outlives the enclave")
-    parser.add_argument("--address", default="localhost", help="where the server listens (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=0, help="0 lets the system choose (default: %(default)s)")
-    parser.add_argument("--plain-tls-port", type=int, default=0, help="the same, if enclave.toml opens such a port")
-    parser.add_argument("--mesh-port", type=int, default=0, help="and again")
+    parser.add_argument(
+        "--address", type=an_address, default="localhost", help="where the server listens (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=a_port, default=0, help="0 lets the system choose (default: %(default)s)")
+    parser.add_argument("--plain-tls-port", type=a_port, default=0, help="the same, if enclave.toml opens such a port")
+    parser.add_argument("--mesh-port", type=a_port, default=0, help="and again")
     parser.add_argument(
         "--reference-values", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help=_REFERENCE_HELP
     )
     parser.add_argument("--keys-at", metavar="HOST:PORT", help="where the enclave is that releases keys to this one")
-    parser.add_argument("--workers", type=int, help="server processes (default: as in enclave.toml)")
-    parser.add_argument("--lifetime-ms", type=int, default=0, help="stop by itself after this long (default: never)")
     parser.add_argument(
-        "--grace-ms", type=int, default=500, help="for RPCs in flight at the end (default: %(default)s)"
+        "--workers", type=whole_number(1, MAX_WORKERS), help="server processes (default: as in enclave.toml)"
+    )
+    parser.add_argument(
+        "--lifetime-ms", type=a_time_ms, default=0, help="stop by itself after this long (default: never)"
+    )
+    parser.add_argument(
+        "--grace-ms", type=a_time_ms, default=500, help="for RPCs in flight at the end (default: %(default)s)"
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="one that enclave.toml allows")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -62,16 +71,34 @@ def run(arguments: argparse.Namespace) -> int:
         _serve(_bundle(arguments), _config(arguments), arguments)
     except _AskedToEndError as asked:
         say(f"{asked}: ended before it served")
+    except EnclaveDiedError as problem:
+        problem.log_tail = problem.console  # the rest was on standard error when it was logged
+        raise
+    except ApplicationError as problem:
+        problem.log_tail = ()
+        raise
     return 0
 
 
 def _bundle(arguments: argparse.Namespace) -> Bundle:
     """What is to be run; a signature that is not of it is refused whichever launcher would look at it."""
-    bundle = Bundle.of(arguments.target)
+    is_project = os.path.isdir(arguments.target)  # noqa: PTH112  Path.is_dir raises for a name that is too long
+    bundle = build_bundle(arguments.target) if is_project else Bundle.load(arguments.target)
     if arguments.signature:
         bundle = bundle.with_signature(arguments.signature)
     bundle.signed_code()
+    _check_ports(arguments, bundle)
     return bundle
+
+
+def _check_ports(arguments: argparse.Namespace, bundle: Bundle) -> None:
+    """Of a port that is asked for and that enclave.toml does not open, the user hears before anything starts."""
+    for name in ("plain_tls", "mesh"):
+        if getattr(arguments, f"{name}_port") and not getattr(bundle.settings.server, name):
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')}-port is given, and enclave.toml opens no such port",
+                mend=f"{name} = true under [server]",
+            )
 
 
 def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace) -> None:
@@ -90,7 +117,7 @@ def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace)
         outcome = signals.stop.get()
         if isinstance(outcome, AdytonError):
             raise outcome
-        say(f"{outcome}: finalizing")
+        say(f"{outcome}: finalizing; a second signal ends it at once")
         enclave.destroy()
 
 

@@ -21,6 +21,8 @@ from adyton.host.bundles import MEASUREMENTS, Bundle, signature_path, write_whol
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    from adyton.bundle.settings import SealingSettings
+
 _BUILD: Final = "`adyton build` it again, with `--for vm`"
 
 
@@ -44,11 +46,33 @@ def run(arguments: argparse.Namespace) -> int:
     _write(output, _sign(bundle, key, pcrs), sparing=(arguments.bundle, arguments.key))
     say(f"wrote {output}")
     settings = bundle.settings
+    if missing := _missing_effect(settings.sealing, key_id(key)):
+        say(f"warning: {missing}")
     record = {"signer": key_id(key), "product": settings.name, "version": settings.sealing.version}
     if pcrs:
         record["tpm"] = f"PCR {', '.join(map(str, sorted(pcrs)))}"
     print_record(record, as_json=False)
     return 0
+
+
+def _missing_effect(sealing: SealingSettings, signer: str) -> str:
+    """Why what the enclave seals is not for this signer; an empty string if it is."""
+    if sealing.source != "tee":
+        return f"sealing.source is {sealing.source!r} in enclave.toml: that source decides, and no signature"
+    known = signer in sealing.signers
+    if sealing.policy != "signer":
+        effect = "only opens what the signer's code has sealed before" if known else "changes nothing"
+        return (
+            f"sealing.policy is {sealing.policy!r} in enclave.toml: what the enclave seals is for this very code, and "
+            f'the signature {effect} (policy = "signer" and signers = ["{signer}"] under [sealing], then '
+            "`adyton build` and sign again)"
+        )
+    if not known:
+        return (
+            f"{signer} is not in sealing.signers of enclave.toml, so this signature does not count (add it there, "
+            "then `adyton build` and sign again; or sign with another --key)"
+        )
+    return ""
 
 
 def _load(path: Path) -> Bundle:

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the record and exit 0; or exit 3 if it is not genuine, 4 if the policy refuses it, 5 if nobody answers."""
     try:
-        attestation = attest(read_wanted(arguments))
+        attestation = attest(read_wanted(arguments)).attestation
     except (EvidenceError, PolicyError) as problem:
         return print_refusal("verify-server", problem, as_json=arguments.json)
     print_record(attestation.record(), as_json=arguments.json)

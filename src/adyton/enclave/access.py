@@ -1,7 +1,7 @@
 """What stands before a servicer where [access] of enclave.toml asks who calls; two forms, for two kinds of server.
 
-A caller that may not call a method is answered with that fact; the reasons are in the enclave's log. gRPC has read the
-one message of a unary request by then; the servicer has not been called.
+A caller that may not call a method is answered with that fact; the reasons are in the enclave's log. Nothing of the
+request has been read by then.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class _Gate:
             _log.warning("a caller was refused", kind=self._method, extra=extra)
         return against
 
-    def __call__(self, request: Any, context: Any, **callback: Any) -> Any:
+    def __call__(self, request: Any, context: Any, *callback: Any) -> Any:
         """For a handler in a thread: it returns a response or an iterator of them, or sends them to a callback."""
         if self._objections(context):
             context.abort(*_REFUSED)
-        return self._behavior(request, context, **callback)
+        return self._behavior(request, context, *callback)
 
     async def await_call(self, request: Any, context: Any) -> Any:
         """For a coroutine."""
@@ -134,8 +134,4 @@ class _AioAccessInterceptor(grpc.aio.ServerInterceptor):
             return handler
         behavior = behavior_of(handler)
         gate = _Gate(behavior, expectation, method)
-        if inspect.iscoroutinefunction(behavior):
-            return rebuild(handler, gate.await_call)
-        if inspect.isasyncgenfunction(behavior):
-            return rebuild(handler, gate.iterate_call)
-        return rebuild(handler, gate)  # a blocking one, which gRPC runs in a thread
+        return rebuild(handler, gate.iterate_call if inspect.isasyncgenfunction(behavior) else gate.await_call)

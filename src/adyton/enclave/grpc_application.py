@@ -101,6 +101,13 @@ def _invalid(message: str) -> ApplicationError:
     return ApplicationError(StatusCode.INVALID_ARGUMENT, message)
 
 
+def _serves_nothing(application: TrustedApplication) -> ApplicationError:
+    return _invalid(
+        f"{type(application).__name__} does not override add_servicers(self, server), "
+        "which calls the generated add_…Servicer_to_server(…, server)"
+    )
+
+
 class _GrpcApplicationBase(TrustedApplication):
     """The life of the server, whichever kind it is."""
 
@@ -109,6 +116,7 @@ class _GrpcApplicationBase(TrustedApplication):
         self._serving: Serving | None = None
         self._plan: ServerPlan | None = None
         self._lifetime: threading.Timer | None = None
+        self._stopped = False
 
     def interceptors(self) -> Sequence[Any]:
         """Override to put server interceptors (of the server's kind) around the servicers, outermost first."""
@@ -144,9 +152,11 @@ class _GrpcApplicationBase(TrustedApplication):
 
     def _stop(self) -> None:
         with self._guard:
-            if self._serving is not None and self._plan is not None:
-                _log.info("Server shutting down")
-                self._serving.stop(self._plan.grace_seconds)
+            if self._serving is None or self._plan is None or self._stopped:
+                return
+            self._stopped = True
+            _log.info("Server shutting down")
+            self._serving.stop(self._plan.grace_seconds)
 
     def _outlive(self) -> None:
         try:
@@ -235,9 +245,9 @@ class GrpcApplication(_GrpcApplicationBase):
     its own; the enclave's first process only looks after them, and answers `run`.
     """
 
-    def add_servicers(self, server: grpc.Server) -> None:
+    def add_servicers(self, server: grpc.Server) -> None:  # noqa: ARG002
         """Add your generated servicers: `add_TranslatorServicer_to_server(Translator(), server)`."""
-        raise NotImplementedError(f"{type(self).__name__} does not override add_servicers")
+        raise _serves_nothing(self)
 
     def _serve(self, listen: Listen, attester: Attester, secrets: SecretsService | None) -> Serving:
         return ThreadedServing(
@@ -248,9 +258,9 @@ class GrpcApplication(_GrpcApplicationBase):
 class AioGrpcApplication(_GrpcApplicationBase):
     """A gRPC server on asyncio. Override `add_servicers`; the rest is as in GrpcApplication."""
 
-    def add_servicers(self, server: grpc.aio.Server) -> None:
+    def add_servicers(self, server: grpc.aio.Server) -> None:  # noqa: ARG002
         """Add your generated servicers, whose methods are coroutines. Called on the event loop."""
-        raise NotImplementedError(f"{type(self).__name__} does not override add_servicers")
+        raise _serves_nothing(self)
 
     def _serve(self, listen: Listen, attester: Attester, secrets: SecretsService | None) -> Serving:
         return AioServing(self.context.settings, self.add_servicers, self.interceptors(), listen, attester, secrets)

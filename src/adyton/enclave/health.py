@@ -3,7 +3,7 @@
 The servicers of grpcio-health-checking send while they hold a lock. In a server with threads, a watch that ends at that
 moment stops the server for good: the one thread that handles gRPC's events waits for the lock, and its holder waits for
 an event (grpc/grpc, pull request 43403). A client that takes no answer can hold that lock as long as it likes. Here
-nothing is held that another client, or the server's end, has to wait for. Statuses change once: when the server ends.
+such a client holds a thread for a bounded time, and nothing else. Statuses change once: when the server ends.
 """
 
 from __future__ import annotations
@@ -18,19 +18,26 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from adyton.enclave.interceptors import RpcTimer
+from adyton.atls.rpc_threads import RpcThreads
+from adyton.enclave.rpc_timer import RpcTimer
 
 SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 #: A client that does not take an answer within this time loses its watch, for it holds a thread until then.
-TAKING_SECONDS = 5.0
+TAKING_SECONDS = 2.0
 #: How long the end of a server waits until all that watch have been told; those that take their answers are at once.
 TELLING_SECONDS = 1.0
-_THREADS = 4
+#: So many clients watch at once; on asyncio each of them takes up one of the server's RPCs.
+MAX_WATCHES = 256
+_THREADS = 64
+_MAX_NAME = 1024  # characters; a watch keeps the name that it asks for
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+_TOO_MANY = (grpc.StatusCode.RESOURCE_EXHAUSTED, "too many clients watch at once")
+_NO_NAME = (grpc.StatusCode.INVALID_ARGUMENT, "no service has so long a name")
 
 
 class _Statuses(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it comes without types
@@ -81,10 +88,9 @@ class _Watch:
 class Health(_Statuses):
     """For grpc.server(). All services of it are serving until `end`."""
 
-    _pool = futures.ThreadPoolExecutor(_THREADS, "health")
-
-    def __init__(self) -> None:
+    def __init__(self, most_watches: int = MAX_WATCHES) -> None:
         super().__init__()
+        self._most_watches = most_watches
         self._watches: dict[_Watch, None] = {}  # each change of it is one step of the interpreter
         self._timer = RpcTimer(TAKING_SECONDS)
 
@@ -104,6 +110,10 @@ class Health(_Statuses):
         self, request: health_pb2.HealthCheckRequest, context: Any, send_response_callback: Callable[[Any], None]
     ) -> None:
         """The status of one service now, and when it changes. Holds a thread only while an answer is being sent."""
+        if len(self._watches) >= self._most_watches:
+            context.abort(*_TOO_MANY)
+        if len(request.service) > _MAX_NAME:
+            context.abort(*_NO_NAME)
         watch = _Watch(lambda: self._status(request.service), send_response_callback, context.cancel)
         self._watches[watch] = None
         if context.add_callback(lambda: self._watches.pop(watch, None)):
@@ -112,21 +122,23 @@ class Health(_Statuses):
             self._watches.pop(watch, None)
 
     Watch.experimental_non_blocking = True  # type: ignore[attr-defined]
-    Watch.experimental_thread_pool = _pool  # type: ignore[attr-defined]
+    Watch.experimental_thread_pool = RpcThreads(_THREADS, "health", MAX_WATCHES)  # type: ignore[attr-defined]
 
     def end(self) -> None:
         """Say NOT_SERVING from now on, and tell those that watch."""
         self._ends = True
-        told = [self._pool.submit(watch.tell, self._timer) for watch in list(self._watches)]
+        tellers = futures.ThreadPoolExecutor(_THREADS, "health")
+        told = [tellers.submit(watch.tell, self._timer) for watch in list(self._watches)]
         futures.wait(told, TELLING_SECONDS)
 
 
 class AioHealth(_Statuses):
     """For grpc.aio.server(). All services of it are serving until `end`."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_watches: int = MAX_WATCHES) -> None:
         super().__init__()
         self._ending = asyncio.Event()
+        self._free_watches = most_watches
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
         """As with Health."""
@@ -141,10 +153,18 @@ class AioHealth(_Statuses):
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802
         """As with Health. A client that takes no answer holds a coroutine and nothing else."""
-        told = await self._tell(request.service, context)
-        await self._ending.wait()
-        await self._tell(request.service, context, told)
-        await asyncio.Event().wait()
+        if not self._free_watches:
+            await context.abort(*_TOO_MANY)
+        if len(request.service) > _MAX_NAME:
+            await context.abort(*_NO_NAME)
+        self._free_watches -= 1
+        try:
+            told = await self._tell(request.service, context)
+            await self._ending.wait()
+            await self._tell(request.service, context, told)
+            await asyncio.Event().wait()
+        finally:
+            self._free_watches += 1
 
     async def end(self) -> None:
         """As with Health; those that watch are told while the server's calls have their grace."""

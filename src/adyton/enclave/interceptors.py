@@ -2,6 +2,7 @@
 
 Two forms, as gRPC has two kinds of server. Both answer `adyton.ApplicationError` with its own status, and any other
 exception with INTERNAL and its type; the message stays inside, for it may quote what another caller must not see.
+Adyton's own services answer with the status of any AdytonError.
 """
 
 from __future__ import annotations
@@ -13,33 +14,54 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeAlias
+from concurrent import futures
+from typing import Any, TypeAlias, TypeGuard
 
 import grpc
 import grpc.aio
 
 from adyton.atls.failures import GRPC_CODES
 from adyton.atls.never_sent import ANSWERED_KEY
+from adyton.bundle.access import OWN_PREFIXES
 from adyton.bundle.settings import LoggingSettings
 from adyton.enclave.logs import log_uncaught
-from adyton.errors import AdytonError, StatusCode
+from adyton.enclave.rpc_timer import RpcTimer
+from adyton.errors import AdytonError, ApplicationError, ConfigurationError, StatusCode
 
 _log = logging.getLogger("adyton.rpc")
 
 #: What tells a client that an UNAVAILABLE came from the servicer, so that the RPC is not to be sent again.
 _MARK = (ANSWERED_KEY, "1")
 
+_UNSERIALIZED = "the response does not serialize"
+_LEFT_OUT = "this service does not have this method"
 _TOO_LONG = (grpc.StatusCode.DEADLINE_EXCEEDED, "the RPC took longer than this server allows")
 
+#: For the first exception of the process that is logged without its message.
+_HINTS = iter(({"hint": "logging.exception_messages in enclave.toml makes the host see what exceptions say"},))
+
 Behavior = Callable[[Any, Any], Any]
+Serializer = Callable[[Any], bytes]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
+def _is_answer(error: BaseException, method: str) -> TypeGuard[AdytonError]:
+    """Whether an exception is meant for the caller.
+
+    Of a servicer's, an `ApplicationError` is, unless it is how a call failed that the servicer made itself: other
+    errors of Adyton speak of what the caller has no part in, a store or another server.
+    """
+    if method.startswith(OWN_PREFIXES):
+        return isinstance(error, AdytonError)
+    return isinstance(error, ApplicationError) and not isinstance(error, grpc.RpcError)
+
+
 def _answer_for(error: BaseException, method: str, logging_settings: LoggingSettings) -> tuple[grpc.StatusCode, str]:
-    if isinstance(error, AdytonError):
+    if _is_answer(error, method):
         return GRPC_CODES[error.status], error.message
     messages = logging_settings.exception_messages
-    log_uncaught(_log, "uncaught exception in a servicer", error, messages=messages, rpc=method)
+    hint = {} if messages else next(_HINTS, {})
+    log_uncaught(_log, "uncaught exception in a servicer", error, messages=messages, rpc=method, **hint)
     return GRPC_CODES[StatusCode.INTERNAL], f"uncaught {type(error).__name__}"
 
 
@@ -63,12 +85,53 @@ _KINDS: dict[tuple[bool, bool], Any] = {
 }
 
 
-def rebuild(handler: Handler, wrapped: Behavior) -> Handler:
-    """A handler of the same kind around another behavior."""
+def rebuild(handler: Handler, wrapped: Behavior, serializer: Serializer | None = None) -> Handler:
+    """A handler of the same kind around another behavior, and with another serializer if one is given."""
     made: Handler = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)](
-        wrapped, handler.request_deserializer, handler.response_serializer
+        wrapped, handler.request_deserializer, serializer or handler.response_serializer
     )
     return made
+
+
+def _telling(handler: Handler, method: str, logging_settings: LoggingSettings) -> Serializer | None:
+    """The handler's serializer. Where it fails the log tells: gRPC would not, and on asyncio quotes it to callers."""
+    serialize = handler.response_serializer
+
+    def serialize_or_tell(response: Any) -> bytes:
+        try:
+            serialized: bytes = serialize(response)  # type: ignore[misc]
+        except Exception as error:  # noqa: BLE001
+            log_uncaught(
+                _log, "a response does not serialize", error, messages=logging_settings.exception_messages, rpc=method
+            )
+            raise ValueError(_UNSERIALIZED) from None
+        return serialized
+
+    return serialize and serialize_or_tell
+
+
+def runs_on_asyncio(behavior: Behavior) -> bool:
+    """Whether it is an `async def`, which is for servers on asyncio alone, and they for nothing else."""
+    return inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
+
+
+def for_asyncio(behavior: Behavior, method: str) -> Behavior:
+    """What a server on asyncio is to call. Raises ConfigurationError for what would block it.
+
+    Of a servicer that leaves a method out, protoc's own is called, which is no coroutine.
+    """
+    if runs_on_asyncio(behavior):
+        return behavior
+    if getattr(behavior, "__module__", "").endswith("_pb2_grpc"):
+        return _not_implemented
+    raise ConfigurationError(
+        f"{method} is no 'async def', and an AioGrpcApplication serves on an event loop",
+        mend="make it one, or derive the application from adyton.GrpcApplication",
+    )
+
+
+async def _not_implemented(_request: Any, _context: Any) -> Any:
+    raise ApplicationError(StatusCode.UNIMPLEMENTED, _LEFT_OUT)
 
 
 def behavior_of(handler: Handler) -> Behavior:
@@ -76,40 +139,6 @@ def behavior_of(handler: Handler) -> Behavior:
     found: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     behavior: Behavior = found
     return behavior
-
-
-class RpcTimer:
-    """Ends RPCs that last longer than they may. All get the same time, so the oldest is always the next to end."""
-
-    def __init__(self, limit_seconds: float) -> None:
-        self._limit = limit_seconds
-        self._running: dict[object, tuple[float, Callable[[], object]]] = {}
-        self._changed = threading.Condition()
-        threading.Thread(target=self._watch, name="rpc-timer", daemon=True).start()
-
-    def begin(self, token: object, cancel: Callable[[], object]) -> None:
-        """Call `cancel` if `end(token)` does not come in time."""
-        with self._changed:
-            self._running[token] = (time.monotonic() + self._limit, cancel)
-            self._changed.notify()
-
-    def end(self, token: object) -> None:
-        """The RPC is over."""
-        with self._changed:
-            self._running.pop(token, None)
-
-    def _watch(self) -> None:
-        while True:
-            with self._changed:
-                while not self._running:
-                    self._changed.wait()
-                token, (ends, cancel) = next(iter(self._running.items()))
-                left = ends - time.monotonic()
-                if left > 0:
-                    self._changed.wait(left)
-                    continue
-                del self._running[token]
-            cancel()
 
 
 class _Guard:
@@ -124,29 +153,72 @@ class _Guard:
 
     def __enter__(self) -> None:
         self._begun = time.monotonic()
-        if self._interceptor.on_asyncio:
-            # Now, for context.abort() sends the status at once there; and for good, for such a context can't be read.
-            self._context.set_trailing_metadata((_MARK,))
         if self._interceptor.timer is not None:
             self._interceptor.timer.begin(self, self._context.cancel)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.end(error)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        return self.end(error)
 
-    def end(self, error: BaseException | None) -> None:
-        """The RPC is over; `error` is what its handler raised. Raises if it answers that with a status."""
+    def end(self, error: BaseException | None) -> bool:
+        """The RPC is over; `error` is what its handler raised. Raises if it answers that; true if nobody else may."""
         if self._interceptor.timer is not None:
             self._interceptor.timer.end(self)
-        answer = None
-        if error is not None and not isinstance(error, GeneratorExit) and not _is_abort(error, self._context):
-            answer = _answer_for(error, self._method, self._interceptor.logging_settings)
+        answer = self._answer(error)
         code = answer[0] if answer else _code_of(self._context)
-        if code is grpc.StatusCode.UNAVAILABLE and not self._interceptor.on_asyncio:
+        if code is grpc.StatusCode.UNAVAILABLE:
             self._context.set_trailing_metadata((*(self._context.trailing_metadata() or ()), _MARK))
         if self._interceptor.logging_settings.access:
             _log_access(self._method, code or _unsaid(error), self._begun)
         if answer is not None:
             self._context.abort(*answer)
+        return False
+
+    def _answer(self, error: BaseException | None) -> tuple[grpc.StatusCode, str] | None:
+        """What an exception is answered with, which also logs it; None for what is how an RPC may end."""
+        if error is None or isinstance(error, GeneratorExit) or _is_abort(error, self._context):
+            return None
+        if isinstance(error, NotImplementedError) and _code_of(self._context) is grpc.StatusCode.UNIMPLEMENTED:
+            return grpc.StatusCode.UNIMPLEMENTED, _LEFT_OUT  # protoc's own method, of a servicer that leaves it out
+        return _answer_for(error, self._method, self._interceptor.logging_settings)
+
+
+class _CallbackGuard(_Guard):
+    """Around an RPC whose handler answers by a callback: it holds no thread, and may return long before the end."""
+
+    __slots__ = ("_ended", "_send")
+
+    def __init__(self, interceptor: GuardInterceptor, context: Any, method: str, send: Callable[[Any], None]) -> None:
+        super().__init__(interceptor, context, method)
+        self._ended = threading.Lock()  # taken by the end, and for good: there may be several
+        self._send = send
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        if self._interceptor.watches and not self._context.add_callback(self._leave_later):
+            self._leave()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        return error is not None and self.end(error)
+
+    def send(self, response: Any) -> None:
+        """What the handler gets as its callback: sends a response, or for None ends the RPC."""
+        if response is None:
+            self.end(None)
+        self._send(response)
+
+    def end(self, error: BaseException | None) -> bool:
+        """As with other handlers, once. An exception after the end is only logged: gRPC would send what it says."""
+        if self._ended.acquire(blocking=False):
+            return super().end(error)
+        self._answer(error)
+        return True
+
+    def _leave_later(self) -> None:
+        """Not here: the one thread that handles gRPC's events calls this, and a log may make whoever writes wait."""
+        self._interceptor.leaving.submit(self._leave)
+
+    def _leave(self) -> None:
+        self.end(GeneratorExit())
 
 
 def _unmark(context: Any, code: grpc.StatusCode | None) -> None:
@@ -156,31 +228,39 @@ def _unmark(context: Any, code: grpc.StatusCode | None) -> None:
 
 
 def _unsaid(error: BaseException | None) -> grpc.StatusCode:
-    return grpc.StatusCode.OK if error is None else grpc.StatusCode.UNKNOWN
+    """How an RPC ends whose handler has said nothing of it: for gRPC, or for a client that has gone."""
+    if error is None:
+        return grpc.StatusCode.OK
+    left = isinstance(error, GeneratorExit | asyncio.CancelledError | grpc.RpcError)
+    return grpc.StatusCode.CANCELLED if left else grpc.StatusCode.UNKNOWN
 
 
 class GuardInterceptor(grpc.ServerInterceptor):
     """For grpc.server(): the outermost interceptor. An RPC over its time ends with CANCELLED."""
 
-    def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int, *, on_asyncio: bool = False) -> None:
+    def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
         self.logging_settings = logging_settings
-        self.on_asyncio = on_asyncio
         self.timer = RpcTimer(max_rpc_ms / 1000) if max_rpc_ms else None
         #: Whether there is something to do for an RPC that begins and ends in order.
-        self._watches = bool(max_rpc_ms) or logging_settings.access or on_asyncio
+        self.watches = bool(max_rpc_ms) or logging_settings.access
+        #: For the ends of RPCs that hold no thread.
+        self.leaving = futures.ThreadPoolExecutor(1, "rpc-ends")
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Wrap the method's handler."""
-        handler = continuation(handler_call_details)
-        if handler is None:
-            return None
-        return self.wrap(handler, handler_call_details.method)
+        """Wrap the method's handler, or answer what an interceptor of the application's raised."""
+        method = handler_call_details.method
+        try:
+            handler = continuation(handler_call_details)
+        except Exception as error:  # noqa: BLE001
+            answer = _answer_for(error, method, self.logging_settings)
+            return grpc.stream_stream_rpc_method_handler(lambda _, context: context.abort(*answer))
+        return None if handler is None else self.wrap(handler, method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
-        """The same handler with the guard around it; one that answers by a callback, holding no thread, as it is."""
-        behavior = behavior_of(handler)
-        if getattr(behavior, "experimental_non_blocking", False):
-            return handler
+        """The same handler with the guard around it."""
+        behavior, serializer = behavior_of(handler), _telling(handler, method, self.logging_settings)
+        if getattr(behavior, "experimental_non_blocking", False) and handler.response_streaming:
+            return rebuild(handler, _with_pool_of(behavior, self._by_callback(behavior, method)), serializer)
 
         def answer_once(request: Any, context: Any) -> Any:
             with _Guard(self, context, method):
@@ -201,22 +281,34 @@ class GuardInterceptor(grpc.ServerInterceptor):
             with _Guard(self, context, method):
                 yield from behavior(request, context)
 
-        at_once = answer_once if self._watches else answer_once_unless_it_fails
-        wrapped: Any = answer_in_turn if handler.response_streaming else at_once
-        if pool := getattr(behavior, "experimental_thread_pool", None):
-            wrapped.experimental_thread_pool = pool
-        return rebuild(handler, wrapped)
+        at_once = answer_once if self.watches else answer_once_unless_it_fails
+        answer = answer_in_turn if handler.response_streaming else at_once
+        return rebuild(handler, _with_pool_of(behavior, answer), serializer)
+
+    def _by_callback(self, behavior: Any, method: str) -> Any:
+        def answer_by_callback(request: Any, context: Any, send: Callable[[Any], None]) -> None:
+            guard = _CallbackGuard(self, context, method, send)
+            with guard:
+                behavior(request, context, guard.send)
+
+        answer_by_callback.experimental_non_blocking = True  # type: ignore[attr-defined]
+        return answer_by_callback
+
+
+def _with_pool_of(behavior: Behavior, wrapped: Any) -> Any:
+    """`wrapped`, run by the threads that gRPC finds at `behavior`, if it has some of its own."""
+    if pool := getattr(behavior, "experimental_thread_pool", None):
+        wrapped.experimental_thread_pool = pool
+    return wrapped
 
 
 def _is_abort(error: BaseException, context: Any) -> bool:
     """Whether it is how gRPC ends a handler.
 
-    context.abort() raises a bare Exception, or AbortError for a blocking handler on asyncio; reading a client that has
-    gone away raises RpcError.
+    context.abort() raises a bare Exception; reading a client that has gone away raises RpcError.
     """
     bare = type(error) is Exception and not error.args and _code_of(context) is not None
-    client_is_gone = isinstance(error, grpc.RpcError) and not context.is_active()
-    return bare or client_is_gone or isinstance(error, grpc.aio.AbortError)
+    return bare or (isinstance(error, grpc.RpcError) and not context.is_active())
 
 
 class AioGuardInterceptor(grpc.aio.ServerInterceptor):
@@ -225,21 +317,26 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
         self._logging = logging_settings
         self._limit = max_rpc_ms / 1000 if max_rpc_ms else None
-        self._blocking = GuardInterceptor(logging_settings, max_rpc_ms=0, on_asyncio=True)
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        """Wrap the method's handler; a blocking one too, which gRPC runs in a thread."""
-        handler = await continuation(handler_call_details)
-        return None if handler is None else self.wrap(handler, handler_call_details.method)
+        """As GuardInterceptor does."""
+        method = handler_call_details.method
+        try:
+            handler = await continuation(handler_call_details)
+        except Exception as error:  # noqa: BLE001
+            answer = _answer_for(error, method, self._logging)
+
+            async def abort(_requests: Any, context: Any) -> None:
+                await context.abort(*answer)
+
+            return grpc.stream_stream_rpc_method_handler(abort)
+        return None if handler is None else self.wrap(handler, method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         """The same handler with the guard around it."""
         behavior = behavior_of(handler)
-        if inspect.iscoroutinefunction(behavior):
-            return rebuild(handler, self._coroutine(behavior, method))
-        if inspect.isasyncgenfunction(behavior):
-            return rebuild(handler, self._generator(behavior, method))
-        return self._blocking.wrap(handler, method)
+        around = self._generator if inspect.isasyncgenfunction(behavior) else self._coroutine
+        return rebuild(handler, around(behavior, method), _telling(handler, method, self._logging))
 
     def _coroutine(self, behavior: Behavior, method: str) -> Behavior:
         async def call(request: Any, context: Any) -> Any:
@@ -266,8 +363,8 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
                 yield
             code = _code_of(context) or grpc.StatusCode.OK
             _unmark(context, code)
-        except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
-            code = _code_of(context) or code
+        except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit) as error:
+            code = _code_of(context) or _unsaid(error)
             raise
         except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the event loop
             code, message = _TOO_LONG if limit.expired() else _answer_for(error, method, self._logging)

@@ -145,8 +145,11 @@ class KeeperClient:
 
     def _listen(self) -> None:
         """Have had a reply lately: each says whether the identity was rotated. One that is on its way will do."""
-        if time.monotonic() - self._heard_at >= NOTICE_SECONDS and not self._guard.locked():
-            self._ask(keeper_pb2.Request(rotations=True))
+        if time.monotonic() - self._heard_at >= NOTICE_SECONDS and self._guard.acquire(blocking=False):
+            try:
+                self._exchange(keeper_pb2.Request(rotations=True))
+            finally:
+                self._guard.release()
 
     @property
     def keys(self) -> KeySource:
@@ -178,18 +181,22 @@ class KeeperClient:
 
     def _ask(self, request: keeper_pb2.Request) -> keeper_pb2.Reply:
         with self._guard:
-            try:
-                self._connection.sendall(encode_frame(request.SerializeToString()))
-                frame = read_frame(self._connection)
-                reply = parse_message(keeper_pb2.Reply, frame) if frame is not None else None
-                self._rotations, self._heard_at = reply.rotations if reply else 0, time.monotonic()
-            except (OSError, ControlProtocolError, DecodeError) as problem:
-                raise ApplicationError(StatusCode.UNAVAILABLE, _GONE) from problem
-        if reply is None:
-            raise ApplicationError(StatusCode.UNAVAILABLE, _GONE)
+            reply = self._exchange(request)
         if reply.code:
             known = reply.code in StatusCode.__members__.values()
             raise ApplicationError(StatusCode(reply.code) if known else StatusCode.INTERNAL, reply.message)
+        return reply
+
+    def _exchange(self, request: keeper_pb2.Request) -> keeper_pb2.Reply:
+        """With the guard held. Raises UNAVAILABLE; what else the reply says is for the caller to look at."""
+        try:
+            self._connection.sendall(encode_frame(request.SerializeToString()))
+            if (frame := read_frame(self._connection)) is None:
+                raise ApplicationError(StatusCode.UNAVAILABLE, _GONE)
+            reply = parse_message(keeper_pb2.Reply, frame)
+        except (OSError, ControlProtocolError, DecodeError) as problem:
+            raise ApplicationError(StatusCode.UNAVAILABLE, _GONE) from problem
+        self._rotations, self._heard_at = reply.rotations, time.monotonic()
         return reply
 
 

@@ -10,11 +10,13 @@ part of what was measured are compared with the bundle's lock.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -61,6 +63,7 @@ def main(argument: str) -> NoReturn:
 
 def _serve(spec: dict[str, Any]) -> int:
     _shut_off(spec)
+    _raise_descriptor_limit()
     start_logging(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # what an application prints is seen when it is printed
@@ -122,6 +125,13 @@ def _shut_off(spec: dict[str, Any]) -> None:
     for descriptor in (spec["control_fd"], spec["device_fd"], spec["sealing_fd"], spec["keeper_fd"]):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)
+
+
+def _raise_descriptor_limit() -> None:
+    """As many open files as the host allows: each connection takes one, and the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a host may refuse even that, and fewer will do
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _do_nothing(_number: int, _frame: object) -> None:

@@ -7,12 +7,13 @@ anew for each RPC, and cost each some microseconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent import futures
 from typing import Any, Protocol
 
 import grpc
 
-from adyton.enclave.interceptors import Handler, behavior_of, rebuild
+from adyton.atls.rpc_threads import RpcThreads
+from adyton.enclave.interceptors import Handler, behavior_of, for_asyncio, rebuild, runs_on_asyncio
+from adyton.errors import ConfigurationError
 
 
 class Guard(Protocol):
@@ -25,9 +26,9 @@ class Guard(Protocol):
 class ThreadsApart:
     """A guard for grpc.server() that gives one service threads of its own, so that its streams hold no others."""
 
-    def __init__(self, service: str, threads: int) -> None:
+    def __init__(self, service: str, threads: int, waiting: int) -> None:
         self._prefix = f"/{service}/"
-        self._pool = futures.ThreadPoolExecutor(threads, service)
+        self._pool = RpcThreads(threads, service, waiting)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         """As Guard says."""
@@ -88,12 +89,47 @@ class Services:
         generic = {each.service_name() for each in self.handlers if isinstance(each, grpc.ServiceRpcHandler)}
         return sorted(generic | {name for name, _ in self.methods})
 
-    def add_to(self, server: Any, around: Around) -> None:
-        """Give everything to a real server."""
-        server.add_generic_rpc_handlers(tuple(_Wrapped(each, around) for each in self.handlers))
+    def refuse_coroutines(self) -> None:
+        """For a server with threads: it would send a coroutine as the response. ConfigurationError names the method."""
+        for method, handler in self._handlers_by_method().items():
+            if runs_on_asyncio(behavior_of(handler)):
+                raise ConfigurationError(
+                    f"{method} is an 'async def', and a GrpcApplication serves with threads",
+                    mend="derive the application from adyton.AioGrpcApplication, or make the method a plain 'def'",
+                )
+
+    def refuse_what_blocks(self) -> None:
+        """For a server on asyncio. ConfigurationError names the method.
+
+        gRPC would run what is no coroutine in threads, and never gets back the thread of a stream that its client ends
+        early. And it can't be told beforehand which methods a generic handler has that finds them itself.
+        """
+        if self._dynamic_handlers():
+            raise ConfigurationError(
+                "a generic handler that finds its methods itself can't be served on asyncio",
+                mend="use grpc.method_handlers_generic_handler, or derive the application from adyton.GrpcApplication",
+            )
+        for method, handler in self._handlers_by_method().items():
+            for_asyncio(behavior_of(handler), method)
+
+    def _handlers_by_method(self) -> dict[str, Handler]:
+        """Those that can be known before a call. gRPC's own generic handlers have theirs in a private dictionary."""
+        known: dict[str, Handler] = {}
+        for each in self.handlers:
+            known |= getattr(each, "_method_handlers", {})
         for service, handlers in self.methods:
-            wrapped = {name: around.wrap(handler, f"/{service}/{name}") for name, handler in handlers.items()}
-            server.add_registered_method_handlers(service, wrapped)
+            known |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+        return known
+
+    def _dynamic_handlers(self) -> list[Any]:
+        return [each for each in self.handlers if not hasattr(each, "_method_handlers")]
+
+    def add_to(self, server: Any, around: Around) -> None:
+        """Give everything to a real server: as registered methods, as far as they are known."""
+        server.add_generic_rpc_handlers(tuple(_Wrapped(each, around) for each in self._dynamic_handlers()))
+        for method, handler in self._handlers_by_method().items():
+            service, _, name = method.removeprefix("/").rpartition("/")
+            server.add_registered_method_handlers(service, {name: around.wrap(handler, method)})
 
 
 class _Wrapped(grpc.GenericRpcHandler):

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -154,13 +155,13 @@ class Runtime:
             raise ConfigurationError(f"current_working_directory {str(directory)[:200]!r}: {problem}") from problem
 
     def _load_application(self) -> TrustedApplication:
-        module, _, name = self._settings.application.partition(":")
         try:
-            kind = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as problem:
+            kind = _import(*self._settings.application.split(":"))
+        except Exception as problem:
             _log.exception("the application can't be imported")
+            why = _import_failure(problem, self._application_directory)
             raise ConfigurationError(
-                f"application {self._settings.application!r} can't be imported: {problem}"
+                f"application {self._settings.application!r} can't be imported: {why}"
             ) from problem
         if not (isinstance(kind, type) and issubclass(kind, TrustedApplication)):
             raise ConfigurationError(f"{self._settings.application} is not a TrustedApplication")
@@ -229,6 +230,25 @@ class Runtime:
             self._life.take(Step.FINALIZED)
             self.finalized.set()
         return b""
+
+
+def _import(module: str, name: str) -> object:
+    found = importlib.import_module(module)
+    if not hasattr(found, name):
+        raise ImportError(f"module {module!r} has no attribute {name!r}")
+    return getattr(found, name)
+
+
+def _import_failure(problem: Exception, directory: Path) -> str:
+    """The exception's type, the innermost line of the application's own that led to it, and perhaps what it says."""
+    where = ""
+    for frame in traceback.extract_tb(problem.__traceback__):
+        if (file := Path(frame.filename)).is_relative_to(directory):
+            where = f" at {file.relative_to(directory)}, line {frame.lineno}"
+    # What Python says of a bundle's syntax and imports is about code that the host has, and Adyton's own errors cross
+    # everywhere. Any other message is the work of code that may have read a secret: it stays in the enclave's log.
+    says = f": {problem}" if isinstance(problem, SyntaxError | ImportError | AdytonError) else ""
+    return type(problem).__name__ + where + says
 
 
 def _parse(kind: type[T], data: bytes) -> T:

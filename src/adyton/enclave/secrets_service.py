@@ -19,6 +19,7 @@ from adyton.atls.attester import check_connection
 from adyton.atls.certificates import open_client_ca
 from adyton.atls.identity import RotatingIdentity
 from adyton.atls.owner import METHOD, SERVICE, verify_order
+from adyton.atls.rpc_threads import RpcThreads
 from adyton.atls.servicer import connection_of
 from adyton.errors import ApplicationError, StatusCode
 from adyton.proto.secrets_pb2 import Order, OrderReply, SecretEntry
@@ -26,6 +27,8 @@ from adyton.sealing.secrets import SecretInfo
 
 ORDER_THREADS: Final = 2
 """So many orders are carried out at once. Strangers may wait for each other."""
+ORDER_WAITING: Final = 16
+"""So many more may wait for that, on a server with threads."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class SecretsService:
         def order(request: bytes, context: Any) -> bytes:
             return self.answer(request, attested_client(context))
 
-        order.experimental_thread_pool = ThreadPoolExecutor(ORDER_THREADS, "owner")  # type: ignore[attr-defined]
+        order.experimental_thread_pool = RpcThreads(ORDER_THREADS, "owner", ORDER_WAITING)  # type: ignore[attr-defined]
         return _handler(order)
 
     def aio_handler(self) -> grpc.GenericRpcHandler:

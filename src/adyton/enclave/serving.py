@@ -9,25 +9,27 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from adyton.atls.attester import Attester
 from adyton.atls.peer import MEMBERS
+from adyton.atls.rpc_threads import RpcThreads
 from adyton.atls.servicer import SERVICE, aio_attestation_handler, attestation_handler
 from adyton.bundle.settings import ServerSettings, Settings
 from adyton.enclave.access import access_interceptors, aio_access_interceptors, check_methods
+from adyton.enclave.aio_server import aio_server
 from adyton.enclave.application_interceptors import aio_for_application, for_application
-from adyton.enclave.health import SERVICE_NAME, AioHealth, Health
+from adyton.enclave.health import MAX_WATCHES, SERVICE_NAME, AioHealth, Health
 from adyton.enclave.interceptors import AioGuardInterceptor, GuardInterceptor
 from adyton.enclave.logs import log_uncaught
 from adyton.enclave.ports import MESH, Numbers, open_ports
+from adyton.enclave.reading import AioReading, Reading
 from adyton.enclave.registration import Around, Services, ThreadsApart
 from adyton.errors import ApplicationError, StatusCode
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 START_SECONDS = 30.0
 REFLECTION_THREADS = 4
+#: Calls that may wait for one of these.
+REFLECTION_WAITING = 64
 #: What a server gets beyond the grace to end: less than the 30 s that a host gives to the end of an enclave.
 STOP_SECONDS = 10.0
 #: The same for one on an event loop, which handlers can block.
@@ -109,7 +113,9 @@ def server_options(limits: ServerSettings, listen: Listen) -> list[tuple[str, in
     ]
 
 
-def _collect(add_servicers: Callable[[Any], None], settings: Settings, servicer: Health | AioHealth) -> Services:
+def _collect(
+    add_servicers: Callable[[Any], None], settings: Settings, servicer: Health | AioHealth, reflecting: Any
+) -> Services:
     """The application's services, and the standard ones beside them."""
     services = Services()
     add_servicers(services)
@@ -121,9 +127,13 @@ def _collect(add_servicers: Callable[[Any], None], settings: Settings, servicer:
         names.append(SERVICE_NAME)
     if settings.server.reflection:
         names.append(reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, services)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting(names), services)
     check_methods(settings.access, names, dict(services.methods))
     return services
+
+
+def _most_watches(limits: ServerSettings) -> int:
+    return min(MAX_WATCHES, limits.max_concurrent_rpcs // 2)
 
 
 def _listen(server: Any, limits: ServerSettings, listen: Listen, attester: Attester) -> Numbers:
@@ -155,19 +165,21 @@ class ThreadedServing:
         secrets: SecretsService | None = None,
     ) -> None:
         limits = settings.server
-        self._health = Health()
-        services = _collect(add_servicers, settings, self._health)
+        self._health = Health(_most_watches(limits))
+        services = _collect(add_servicers, settings, self._health, reflection.ReflectionServicer)
+        services.refuse_coroutines()
         services.add_generic_rpc_handlers((attestation_handler(attester),))
         if secrets is not None:
             services.add_generic_rpc_handlers((secrets.handler(),))
         guards = [
             GuardInterceptor(settings.logging, limits.max_rpc_ms),
             *access_interceptors(settings.access),
-            ThreadsApart(reflection.SERVICE_NAME, REFLECTION_THREADS),
+            ThreadsApart(reflection.SERVICE_NAME, REFLECTION_THREADS, REFLECTION_WAITING),
+            Reading(limits.request_timeout_ms),
         ]
         around = Around(guards, for_application(interceptors))
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(limits.threads, "rpc"),
+            RpcThreads(limits.threads, "rpc"),
             interceptors=around.interceptors,
             options=server_options(limits, listen),
             maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
@@ -199,27 +211,24 @@ class AioServing:
         self._loop.set_exception_handler(self._log_uncaught)
         self._messages = settings.logging.exception_messages
         threading.Thread(target=self._keep_running, name="rpc-loop", daemon=True).start()
-        self._health = AioHealth()
+        self._health = AioHealth(_most_watches(settings.server))
         self._server: Any = None
         self.ports: Numbers = {}
 
         async def start() -> None:
             limits = settings.server
-            services = _collect(add_servicers, settings, self._health)
+            services = _collect(add_servicers, settings, self._health, reflection.aio.ReflectionServicer)
+            services.refuse_what_blocks()
             services.add_generic_rpc_handlers((aio_attestation_handler(attester),))
             if secrets is not None:
                 services.add_generic_rpc_handlers((secrets.aio_handler(),))
             guards = [
                 AioGuardInterceptor(settings.logging, limits.max_rpc_ms),
                 *aio_access_interceptors(settings.access),
+                AioReading(limits.request_timeout_ms),
             ]
             around = Around(guards, aio_for_application(interceptors))
-            self._server = grpc.aio.server(
-                futures.ThreadPoolExecutor(limits.threads, "rpc"),
-                interceptors=around.interceptors,
-                options=server_options(limits, listen),
-                maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
-            )
+            self._server = aio_server(around.interceptors, server_options(limits, listen), limits.max_concurrent_rpcs)
             services.add_to(self._server, around)
             self.ports = _listen(self._server, limits, listen, attester)
             await self._server.start()

@@ -108,7 +108,9 @@ def _load(content: bytes) -> dict[str, Any]:
         raise ConfigurationError(f"the policy is not valid TOML: {str(error)[:200]}") from error
     version = document.pop("version", None)
     if type(version) is not int or version != VERSION:
-        raise ConfigurationError("the policy is of no version that is known", mend=f"version = {VERSION}")
+        raise ConfigurationError(
+            "the policy is of no version that is known: is it a policy?", mend=f"one begins with version = {VERSION}"
+        )
     return document
 
 

@@ -107,12 +107,15 @@ class SealedStore:
             raise KeyError(name)
         return value
 
-    def get(self, name: str) -> bytes | None:
-        """The value of a name, or None. SealedDataError if the file was changed meanwhile; the store is closed then."""
+    def get(self, name: str, default: bytes | None = None) -> bytes | None:
+        """The value of a name, or `default`.
+
+        SealedDataError if the file was changed meanwhile; the store is closed then.
+        """
         hashed = self._records.hash_name(name)
         with self._guard:
             self._check_usable()
-            return self._read(hashed)[1] if hashed in self._tags else None
+            return self._read(hashed)[1] if hashed in self._tags else default
 
     def __contains__(self, name: str) -> bool:
         with self._guard:

@@ -94,7 +94,7 @@ def become_the_enclave(inside: Inside) -> NoReturn:
         scratch = Path(DATA, "tmp")
         scratch.mkdir()
         os.environ.clear()
-        os.environ.update(LANG="C.UTF-8", HOME=DATA, TMPDIR=str(scratch), PATH="/usr/bin:/bin", GRPC_VERBOSITY="ERROR")
+        os.environ.update(LANG="C.UTF-8", HOME=DATA, TMPDIR=str(scratch), PATH="/usr/bin:/bin", GRPC_VERBOSITY="NONE")
         os.chdir(DATA)
         sys.path.insert(sys.path.index(f"{BUNDLE}/runtime") + 1, f"{BUNDLE}/app")  # not before, and not for root
         argument = json.dumps(inside.spec())

@@ -124,7 +124,7 @@ def _become_the_enclave(spec: dict[str, Any], directory: Path) -> NoReturn:
         "HOME": str(data),
         "TMPDIR": str(data / "tmp"),
         "PATH": "/usr/bin:/bin",
-        "GRPC_VERBOSITY": "ERROR",  # its INFO has a line for each client that looks at the certificate first
+        "GRPC_VERBOSITY": "NONE",  # its core quotes clients: a server name with line feeds would be lines of the log
     }
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-W", "default", "-c", _START, json.dumps(entry)]
     os.chdir(data)

@@ -36,7 +36,8 @@ class StateDirectory:
             self._lock = os.open(path, _FOLDER)
         except (OSError, ValueError) as problem:
             mend = "name a folder of this user's, or one that can be made"
-            raise LaunchError(f"the state folder {str(path)!r} can't be used: {problem}", mend=mend) from problem
+            why = problem.strerror if isinstance(problem, OSError) else problem
+            raise LaunchError(f"the state folder {str(path)!r} can't be used: {why}", mend=mend) from problem
         try:
             self.path = Path(f"/proc/self/fd/{self._lock}").readlink()
             self._check()

@@ -171,16 +171,17 @@ class VmEnclave:
         self._pump.join(LOG_SECONDS)
         self._console.join(LOG_SECONDS)
         self._listening.join(END_SECONDS)
-        tail, status = self._whole_tail(), self._child.status
-        if self._ended is not None:
-            return EnclaveDiedError(self._how_it_ended(self._ended), exit_status=self._ended.status, log_tail=tail)
+        status = self._child.status
+        if self._ended is not None:  # the machine was well, so what its kernel said is of no interest
+            how, status = self._how_it_ended(self._ended), self._ended.status
+            return EnclaveDiedError(how, exit_status=status, log_tail=self._pump.tail())
         if self._why_killed or self._monitor.stopped_for:
             why = self._why_killed or f"the virtual machine stopped: {self._monitor.stopped_for}"
-            return EnclaveDiedError(why, exit_status=status, log_tail=tail)
+            return self._died(why, status)
         if panics := [found for line in self._console.tail(100) if (found := _PANIC.search(line))]:
             panic = panics[-1][1].strip()
             why = self._out_of_memory() if "memory" in panic else f"the guest's kernel panicked: {panic}"
-            return EnclaveDiedError(why, exit_status=status, log_tail=tail)
+            return self._died(why, status)
         refusals = [found[1] for line in self._console.tail(100) if (found := _REFUSAL.match(line))]
         if refusals and self._started is None:
             return LaunchError(f"the virtual machine could not be set up: {refusals[-1]}")
@@ -188,7 +189,7 @@ class VmEnclave:
             said = self._console.tail(1)
             return LaunchError(f"QEMU can't start the virtual machine: {said[-1] if said else 'it said nothing'}")
         how = "it powered off" if status == 0 else f"QEMU ended: {describe_end(status)}"
-        return EnclaveDiedError(f"the virtual machine is gone: {how}", exit_status=status, log_tail=tail)
+        return self._died(f"the virtual machine is gone: {how}", status)
 
     def close(self) -> None:
         """As LaunchedEnclave says."""
@@ -208,6 +209,10 @@ class VmEnclave:
 
     def _whole_tail(self) -> tuple[str, ...]:
         return self._console.tail(CONSOLE_LINES) + self._pump.tail()
+
+    def _died(self, why: str, status: int) -> EnclaveDiedError:
+        console = self._console.tail(CONSOLE_LINES)
+        return EnclaveDiedError(why, exit_status=status, log_tail=self._pump.tail(), console=console)
 
     def _offer(self, kind: str) -> socket.socket:
         mine, self._offered[kind] = socket.socketpair()

@@ -107,12 +107,11 @@ class AioProbe(probe_pb2_grpc.ProbeServicer):
         async for request in request_iterator:
             yield Text(text=request.text.upper())
 
-    def Fail(self, request: Text, context: Any) -> Text:
-        """Not a coroutine: an asyncio server runs it in a thread."""
+    async def Fail(self, request: Text, context: Any) -> Text:
         if request.text == "abort":
-            context.abort(grpc.StatusCode.OUT_OF_RANGE, "as asked")
+            await context.abort(grpc.StatusCode.OUT_OF_RANGE, "as asked")
         if request.text == "unavailable":
-            context.abort(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; as asked")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; as asked")
         if request.text == "status":
             raise adyton.ApplicationError(adyton.StatusCode.DATA_LOSS, "as asked")
         raise ValueError(f"secret of the request: {request.text}")
