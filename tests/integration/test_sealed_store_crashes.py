@@ -226,6 +226,37 @@ def test_an_interrupt_at_any_line_of_a_transaction_damages_nothing(machine: Simu
     assert not damaged
 
 
+def test_an_interrupted_write_that_comes_through_after_all_is_no_rollback(
+    machine: SimulatedMachine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hardware may be slower than the enclave, which is back and has read the register as it was."""
+    first, second = machine.source(), machine.source()
+    under_way: list[tuple[Operation, bytes]] = []
+
+    def interrupted(operation: Operation, payload: bytes = b"") -> bytes:
+        if operation in QUESTIONS:
+            return SimulatedSealing.ask(first, operation, payload)
+        under_way.append((operation, payload))
+        raise KeyboardInterrupt
+
+    def overtaken(operation: Operation, payload: bytes = b"") -> bytes:
+        if operation not in QUESTIONS and under_way:
+            SimulatedSealing.ask(first, *under_way.pop())
+        return SimulatedSealing.ask(second, operation, payload)
+
+    with SealedStore.open(folder, "s", Sealer(first)) as store:
+        store.put("a", b"1")
+        monkeypatch.setattr(first, "ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.put("a", b"2")
+    monkeypatch.setattr(second, "ask", overtaken)
+    with SealedStore.open(folder, "s", Sealer(second)) as store:
+        assert store["a"] == b"2"
+        store.put("a", b"3")
+    assert under_way == []
+    assert surviving(machine, folder) == [b"3"]
+
+
 def reopened(machine: SimulatedMachine, folder: Path, name: str) -> object:
     """The value of "a", or the refusal."""
     try:

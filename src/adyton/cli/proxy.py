@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from adyton.cli.connection import MAX_MESSAGE_BYTES, add_connection_arguments, make_opener, open_channel, read_wanted
 from adyton.cli.main import say
 from adyton.cli.tree import one_line
+from adyton.cli.waiting import wait_for_next
 from adyton.errors import AdytonError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         server, listens = _listening(address, channel)
         server.start()
         print(listens, flush=True)
-        stop.get()
+        wait_for_next(stop)
         server.stop(GRACE_SECONDS).wait()
     return 0
 

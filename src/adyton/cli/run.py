@@ -13,6 +13,7 @@ from typing import Any
 from adyton.cli.main import say
 from adyton.cli.run_options import MAX_WORKERS, a_port, a_time_ms, an_address, whole_number
 from adyton.cli.sources import build_bundle
+from adyton.cli.waiting import wait_for_next
 from adyton.errors import AdytonError, ApplicationError, ConfigurationError, EnclaveDiedError
 from adyton.host.bundles import Bundle
 from adyton.host.launch.registry import LAUNCHERS, launcher
@@ -114,7 +115,7 @@ def _serve(bundle: Bundle, config: EnclaveConfig, arguments: argparse.Namespace)
         if not shown:
             say("the application runs; it serves no port")
         enclave.stop_requested.add_done_callback(lambda done: signals.stop.put(_outcome(done)))
-        outcome = signals.stop.get()
+        outcome = wait_for_next(signals.stop)
         if isinstance(outcome, AdytonError):
             raise outcome
         say(f"{outcome}: finalizing; a second signal ends it at once")

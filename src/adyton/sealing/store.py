@@ -230,7 +230,11 @@ class SealedStore:
         if last is None or last != self._root.previous:
             raise RollbackError("the store is not the one that was written last: this file is older, or a rival of it")
         self._database.settle()
-        register.write(digest, after=last)
+        try:
+            register.write(digest, after=last)
+        except RollbackError:
+            if register.read() != digest:  # unless an interrupted write of this very state has come through meanwhile
+                raise
 
     def _read(self, hashed: bytes) -> tuple[str, bytes]:
         try:
