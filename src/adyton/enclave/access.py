@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Final
 
 import grpc
@@ -18,7 +18,7 @@ from adyton.atls.access import appraise_caller
 from adyton.atls.peer import peer
 from adyton.atls.sparing import SparingLog
 from adyton.bundle.access import OWN_PREFIXES, AccessSettings, Expectation, Word
-from adyton.enclave.interceptors import Behavior, Handler, behavior_of, rebuild
+from adyton.enclave.handlers import AioGuard, Behavior, Guard, Handler, behavior_of, rebuild
 from adyton.errors import ConfigurationError
 
 _log = SparingLog(logging.getLogger("adyton.access"))
@@ -26,13 +26,13 @@ _log = SparingLog(logging.getLogger("adyton.access"))
 _REFUSED: Final = (grpc.StatusCode.PERMISSION_DENIED, "this caller may not call this method")
 
 
-def access_interceptors(access: AccessSettings) -> list[grpc.ServerInterceptor]:
+def access_interceptors(access: AccessSettings) -> list[Guard]:
     """For grpc.server(): what keeps [access]. Nothing, where everything is for anyone."""
     expectations = _Expectations(access)
     return [_AccessInterceptor(expectations)] if expectations.ask_anything else []
 
 
-def aio_access_interceptors(access: AccessSettings) -> list[grpc.aio.ServerInterceptor]:
+def aio_access_interceptors(access: AccessSettings) -> list[AioGuard]:
     """The same for grpc.aio.server()."""
     expectations = _Expectations(access)
     return [_AioAccessInterceptor(expectations)] if expectations.ask_anything else []
@@ -74,9 +74,6 @@ class _Gate:
         self._behavior = behavior
         self._expectation = expectation
         self._method = method
-        # gRPC looks for these two.
-        self.experimental_thread_pool = getattr(behavior, "experimental_thread_pool", None)
-        self.experimental_non_blocking = getattr(behavior, "experimental_non_blocking", False)
 
     def _objections(self, context: Any) -> tuple[str, ...]:
         against = appraise_caller(self._expectation, peer(context))
@@ -105,13 +102,9 @@ class _Gate:
             yield response
 
 
-class _AccessInterceptor(grpc.ServerInterceptor):
+class _AccessInterceptor(Guard):
     def __init__(self, expectations: _Expectations) -> None:
         self._expectations = expectations
-
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        handler = continuation(handler_call_details)
-        return None if handler is None else self.wrap(handler, handler_call_details.method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         expectation = self._expectations.of(method)
@@ -120,13 +113,9 @@ class _AccessInterceptor(grpc.ServerInterceptor):
         return rebuild(handler, _Gate(behavior_of(handler), expectation, method))
 
 
-class _AioAccessInterceptor(grpc.aio.ServerInterceptor):
+class _AioAccessInterceptor(AioGuard):
     def __init__(self, expectations: _Expectations) -> None:
         self._expectations = expectations
-
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        handler = await continuation(handler_call_details)
-        return None if handler is None else self.wrap(handler, handler_call_details.method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         expectation = self._expectations.of(method)

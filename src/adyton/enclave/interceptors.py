@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent import futures
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
 import grpc
 import grpc.aio
@@ -24,9 +24,10 @@ from adyton.atls.failures import GRPC_CODES
 from adyton.atls.never_sent import ANSWERED_KEY
 from adyton.bundle.access import OWN_PREFIXES
 from adyton.bundle.settings import LoggingSettings
+from adyton.enclave.handlers import LEFT_OUT, AioGuard, Behavior, Guard, Handler, Serializer, behavior_of, rebuild
 from adyton.enclave.logs import log_uncaught
 from adyton.enclave.rpc_timer import RpcTimer
-from adyton.errors import AdytonError, ApplicationError, ConfigurationError, StatusCode
+from adyton.errors import AdytonError, ApplicationError, StatusCode
 
 _log = logging.getLogger("adyton.rpc")
 
@@ -34,15 +35,10 @@ _log = logging.getLogger("adyton.rpc")
 _MARK = (ANSWERED_KEY, "1")
 
 _UNSERIALIZED = "the response does not serialize"
-_LEFT_OUT = "this service does not have this method"
 _TOO_LONG = (grpc.StatusCode.DEADLINE_EXCEEDED, "the RPC took longer than this server allows")
 
 #: For the first exception of the process that is logged without its message.
 _HINTS = iter(({"hint": "logging.exception_messages in enclave.toml makes the host see what exceptions say"},))
-
-Behavior = Callable[[Any, Any], Any]
-Serializer = Callable[[Any], bytes]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 def _is_answer(error: BaseException, method: str) -> TypeGuard[AdytonError]:
@@ -76,23 +72,6 @@ def _log_access(method: str, code: grpc.StatusCode, begun: float) -> None:
     _log.info("rpc", extra={"rpc": method, "status": code.name, "duration_ms": duration_ms})
 
 
-#: (request streams, response streams) → how gRPC makes a handler of that kind.
-_KINDS: dict[tuple[bool, bool], Any] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-
-
-def rebuild(handler: Handler, wrapped: Behavior, serializer: Serializer | None = None) -> Handler:
-    """A handler of the same kind around another behavior, and with another serializer if one is given."""
-    made: Handler = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)](
-        wrapped, handler.request_deserializer, serializer or handler.response_serializer
-    )
-    return made
-
-
 def _telling(handler: Handler, method: str, logging_settings: LoggingSettings) -> Serializer | None:
     """The handler's serializer. Where it fails the log tells: gRPC would not, and on asyncio quotes it to callers."""
     serialize = handler.response_serializer
@@ -110,39 +89,11 @@ def _telling(handler: Handler, method: str, logging_settings: LoggingSettings) -
     return serialize and serialize_or_tell
 
 
-def runs_on_asyncio(behavior: Behavior) -> bool:
-    """Whether it is an `async def`, which is for servers on asyncio alone, and they for nothing else."""
-    return inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
+class _Rpc:
+    """One RPC of a server with threads: when it began, and how it ends.
 
-
-def for_asyncio(behavior: Behavior, method: str) -> Behavior:
-    """What a server on asyncio is to call. Raises ConfigurationError for what would block it.
-
-    Of a servicer that leaves a method out, protoc's own is called, which is no coroutine.
+    A class, for a generator would cost each RPC some microseconds more.
     """
-    if runs_on_asyncio(behavior):
-        return behavior
-    if getattr(behavior, "__module__", "").endswith("_pb2_grpc"):
-        return _not_implemented
-    raise ConfigurationError(
-        f"{method} is no 'async def', and an AioGrpcApplication serves on an event loop",
-        mend="make it one, or derive the application from adyton.GrpcApplication",
-    )
-
-
-async def _not_implemented(_request: Any, _context: Any) -> Any:
-    raise ApplicationError(StatusCode.UNIMPLEMENTED, _LEFT_OUT)
-
-
-def behavior_of(handler: Handler) -> Behavior:
-    """What a handler calls, whichever of the four kinds it is."""
-    found: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    behavior: Behavior = found
-    return behavior
-
-
-class _Guard:
-    """Around one RPC of a server with threads. A class, for a generator would cost each RPC some microseconds more."""
 
     __slots__ = ("_begun", "_context", "_interceptor", "_method")
 
@@ -178,12 +129,12 @@ class _Guard:
         if error is None or isinstance(error, GeneratorExit) or _is_abort(error, self._context):
             return None
         if isinstance(error, NotImplementedError) and _code_of(self._context) is grpc.StatusCode.UNIMPLEMENTED:
-            return grpc.StatusCode.UNIMPLEMENTED, _LEFT_OUT  # protoc's own method, of a servicer that leaves it out
+            return grpc.StatusCode.UNIMPLEMENTED, LEFT_OUT  # protoc's own method, of a servicer that leaves it out
         return _answer_for(error, self._method, self._interceptor.logging_settings)
 
 
-class _CallbackGuard(_Guard):
-    """Around an RPC whose handler answers by a callback: it holds no thread, and may return long before the end."""
+class _CallbackRpc(_Rpc):
+    """One whose handler answers by a callback: it holds no thread, and may return long before the end."""
 
     __slots__ = ("_ended", "_send")
 
@@ -235,7 +186,7 @@ def _unsaid(error: BaseException | None) -> grpc.StatusCode:
     return grpc.StatusCode.CANCELLED if left else grpc.StatusCode.UNKNOWN
 
 
-class GuardInterceptor(grpc.ServerInterceptor):
+class GuardInterceptor(Guard):
     """For grpc.server(): the outermost interceptor. An RPC over its time ends with CANCELLED."""
 
     def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
@@ -248,22 +199,20 @@ class GuardInterceptor(grpc.ServerInterceptor):
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the method's handler, or answer what an interceptor of the application's raised."""
-        method = handler_call_details.method
         try:
-            handler = continuation(handler_call_details)
+            return super().intercept_service(continuation, handler_call_details)
         except Exception as error:  # noqa: BLE001
-            answer = _answer_for(error, method, self.logging_settings)
+            answer = _answer_for(error, handler_call_details.method, self.logging_settings)
             return grpc.stream_stream_rpc_method_handler(lambda _, context: context.abort(*answer))
-        return None if handler is None else self.wrap(handler, method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         """The same handler with the guard around it."""
         behavior, serializer = behavior_of(handler), _telling(handler, method, self.logging_settings)
         if getattr(behavior, "experimental_non_blocking", False) and handler.response_streaming:
-            return rebuild(handler, _with_pool_of(behavior, self._by_callback(behavior, method)), serializer)
+            return rebuild(handler, self._by_callback(behavior, method), serializer)
 
         def answer_once(request: Any, context: Any) -> Any:
-            with _Guard(self, context, method):
+            with _Rpc(self, context, method):
                 return behavior(request, context)
 
         def answer_once_unless_it_fails(request: Any, context: Any) -> Any:
@@ -272,34 +221,26 @@ class GuardInterceptor(grpc.ServerInterceptor):
                 if context.code() is None:
                     return response
             except BaseException as error:
-                _Guard(self, context, method).end(error)
+                _Rpc(self, context, method).end(error)
                 raise
-            _Guard(self, context, method).end(None)
+            _Rpc(self, context, method).end(None)
             return response
 
         def answer_in_turn(request: Any, context: Any) -> Iterator[Any]:
-            with _Guard(self, context, method):
+            with _Rpc(self, context, method):
                 yield from behavior(request, context)
 
         at_once = answer_once if self.watches else answer_once_unless_it_fails
         answer = answer_in_turn if handler.response_streaming else at_once
-        return rebuild(handler, _with_pool_of(behavior, answer), serializer)
+        return rebuild(handler, answer, serializer)
 
     def _by_callback(self, behavior: Any, method: str) -> Any:
         def answer_by_callback(request: Any, context: Any, send: Callable[[Any], None]) -> None:
-            guard = _CallbackGuard(self, context, method, send)
-            with guard:
-                behavior(request, context, guard.send)
+            rpc = _CallbackRpc(self, context, method, send)
+            with rpc:
+                behavior(request, context, rpc.send)
 
-        answer_by_callback.experimental_non_blocking = True  # type: ignore[attr-defined]
         return answer_by_callback
-
-
-def _with_pool_of(behavior: Behavior, wrapped: Any) -> Any:
-    """`wrapped`, run by the threads that gRPC finds at `behavior`, if it has some of its own."""
-    if pool := getattr(behavior, "experimental_thread_pool", None):
-        wrapped.experimental_thread_pool = pool
-    return wrapped
 
 
 def _is_abort(error: BaseException, context: Any) -> bool:
@@ -311,7 +252,7 @@ def _is_abort(error: BaseException, context: Any) -> bool:
     return bare or (isinstance(error, grpc.RpcError) and not context.is_active())
 
 
-class AioGuardInterceptor(grpc.aio.ServerInterceptor):
+class AioGuardInterceptor(AioGuard):
     """For grpc.aio.server(): the outermost interceptor. An RPC over its time ends with DEADLINE_EXCEEDED."""
 
     def __init__(self, logging_settings: LoggingSettings, max_rpc_ms: int) -> None:
@@ -320,17 +261,15 @@ class AioGuardInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """As GuardInterceptor does."""
-        method = handler_call_details.method
         try:
-            handler = await continuation(handler_call_details)
+            return await super().intercept_service(continuation, handler_call_details)
         except Exception as error:  # noqa: BLE001
-            answer = _answer_for(error, method, self._logging)
+            answer = _answer_for(error, handler_call_details.method, self._logging)
 
             async def abort(_requests: Any, context: Any) -> None:
                 await context.abort(*answer)
 
             return grpc.stream_stream_rpc_method_handler(abort)
-        return None if handler is None else self.wrap(handler, method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         """The same handler with the guard around it."""

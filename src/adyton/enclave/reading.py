@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
-
-import grpc
-import grpc.aio
 
 from adyton.atls.failures import GRPC_CODES
 from adyton.atls.rpc_threads import refuses_here
 from adyton.bundle.access import OWN_PREFIXES
-from adyton.enclave.interceptors import Behavior, Handler, behavior_of, for_asyncio
+from adyton.enclave.handlers import AioGuard, Guard, Handler, behavior_of, for_asyncio, reading_bytes
 from adyton.enclave.rpc_timer import RpcTimer
 from adyton.errors import ApplicationError, StatusCode
 
@@ -36,7 +33,7 @@ _BUSY: Final = (StatusCode.RESOURCE_EXHAUSTED, "too many calls of this service a
 Parse = Callable[[bytes], Any]
 
 
-class Reading:
+class Reading(Guard):
     """For grpc.server(). A request that does not arrive in time ends its RPC: CANCELLED."""
 
     def __init__(self, request_timeout_ms: int) -> None:
@@ -46,11 +43,6 @@ class Reading:
         """
         self._own = RpcTimer(OWN_SECONDS)
         self._applications = RpcTimer(request_timeout_ms / 1000) if request_timeout_ms else None
-
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """As grpc.ServerInterceptor has it."""
-        handler = continuation(handler_call_details)
-        return None if handler is None else self.wrap(handler, handler_call_details.method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         """The same method, as one that takes a stream of bytes."""
@@ -70,11 +62,7 @@ class Reading:
                 raise ApplicationError(*_BUSY)
             return behavior(_Requests(received, parse, context, timer), context, *callback)
 
-        read: Behavior = read_each if handler.request_streaming else read_one
-        for name in ("experimental_thread_pool", "experimental_non_blocking"):  # gRPC looks for these two
-            if value := getattr(behavior, name, None):
-                setattr(read, name, value)
-        return _taking_stream(handler, read)
+        return reading_bytes(handler, read_each if handler.request_streaming else read_one)
 
 
 class _Requests:
@@ -116,7 +104,7 @@ def _wait_for_one(received: Iterator[bytes], context: Any, timer: RpcTimer | Non
         timer.end(received)
 
 
-class AioReading(grpc.aio.ServerInterceptor):
+class AioReading(AioGuard):
     """For grpc.aio.server(): the one request of a unary method, late: DEADLINE_EXCEEDED.
 
     Streams are read by gRPC, for a servicer may ask its context for the next request.
@@ -125,11 +113,6 @@ class AioReading(grpc.aio.ServerInterceptor):
     def __init__(self, request_timeout_ms: int) -> None:
         """As for Reading."""
         self._seconds = request_timeout_ms / 1000 if request_timeout_ms else None
-
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        """As grpc.aio.ServerInterceptor has it."""
-        handler = await continuation(handler_call_details)
-        return None if handler is None else self.wrap(handler, handler_call_details.method)
 
     def wrap(self, handler: Handler, method: str) -> Handler:
         """The same method, as one that takes a stream: of bytes, if it is unary."""
@@ -144,8 +127,8 @@ class AioReading(grpc.aio.ServerInterceptor):
                 yield response
 
         if handler.request_streaming:
-            return _taking_stream(handler, behavior, parse)
-        return _taking_stream(handler, answer_in_turn if inspect.isasyncgenfunction(behavior) else answer_once)
+            return reading_bytes(handler, behavior, parse)
+        return reading_bytes(handler, answer_in_turn if inspect.isasyncgenfunction(behavior) else answer_once)
 
 
 async def _await_one(received: AsyncIterator[bytes], seconds: float | None) -> bytes:
@@ -176,11 +159,3 @@ def _parser(handler: Handler) -> Parse:
         return request
 
     return parse
-
-
-def _taking_stream(handler: Handler, read: Behavior, parse: Parse | None = None) -> Handler:
-    make: Any = (
-        grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
-    )
-    made: Handler = make(read, parse, handler.response_serializer)
-    return made

@@ -7,23 +7,16 @@ anew for each RPC, and cost each some microseconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
 from adyton.atls.rpc_threads import RpcThreads
-from adyton.enclave.interceptors import Handler, behavior_of, for_asyncio, rebuild, runs_on_asyncio
+from adyton.enclave.handlers import AioGuard, Guard, Handler, behavior_of, for_asyncio, rebuild, runs_on_asyncio
 from adyton.errors import ConfigurationError
 
 
-class Guard(Protocol):
-    """An interceptor of the runtime, of either kind of server."""
-
-    def wrap(self, handler: Handler, method: str) -> Handler:
-        """The same handler with the guard around it; `method` is "/package.Service/Method"."""
-
-
-class ThreadsApart:
+class ThreadsApart(Guard):
     """A guard for grpc.server() that gives one service threads of its own, so that its streams hold no others."""
 
     def __init__(self, service: str, threads: int, waiting: int) -> None:
@@ -42,17 +35,12 @@ class ThreadsApart:
         apart.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
         return rebuild(handler, apart)
 
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """As grpc.ServerInterceptor has it."""
-        handler = continuation(handler_call_details)
-        return None if handler is None else self.wrap(handler, handler_call_details.method)
-
 
 class Around:
     """The runtime's guards, the outermost first, and within them the application's interceptors, if there are any."""
 
-    def __init__(self, guards: Sequence[Any], application: Sequence[Any]) -> None:
-        self._guards: Sequence[Guard] = guards
+    def __init__(self, guards: Sequence[Guard | AioGuard], application: Sequence[Any]) -> None:
+        self._guards = guards
         self._by_interceptors = bool(application)
         self.interceptors: list[Any] | None = [*guards, *application] if application else None
 
