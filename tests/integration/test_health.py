@@ -143,6 +143,7 @@ class Taker:
 
     def __init__(self, port: int, window: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self._received = self._socket.makefile("rb")
         initial_window_size = struct.pack(">HI", 4, window)
         self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + self._frame(4, 0, 0, initial_window_size))
 
@@ -158,23 +159,25 @@ class Taker:
         text = b"".join(b"\0" + self._text(name) + self._text(value) for name, value in fields.items())
         self._socket.sendall(self._frame(1, 4, stream, text) + self._frame(0, 1, stream, bytes(5)))
 
+    def wait_for_answers(self, streams: set[int]) -> None:
+        """The first DATA of each."""
+        self._wait_for(streams, lambda kind, _flags: kind == 0)
+
     def wait_for_the_ends_of(self, streams: set[int]) -> None:
         """By RST_STREAM, or by headers that end the stream."""
+        self._wait_for(streams, lambda kind, flags: kind == 3 or (kind == 1 and bool(flags & 1)))
+
+    def _wait_for(self, streams: set[int], is_it: Callable[[int, int], bool]) -> None:
         streams = set(streams)
-        with self._socket.makefile("rb") as received:
-            while streams:
-                length, kind, flags, stream = struct.unpack(">IBBI", self._header(received))
-                received.read(length)
-                if kind == 3 or (kind == 1 and flags & 1):
-                    streams.discard(stream)
+        while streams:
+            length, kind, flags, stream = struct.unpack(">IBBI", b"\0" + self._received.read(9))
+            self._received.read(length)
+            if is_it(kind, flags):
+                streams.discard(stream)
 
     def close(self) -> None:
+        self._received.close()
         self._socket.close()
-
-    @staticmethod
-    def _header(received: Any) -> bytes:
-        header: bytes = received.read(9)
-        return b"\0" + header
 
     @staticmethod
     def _text(text: str) -> bytes:
@@ -195,6 +198,8 @@ def test_a_client_that_takes_nothing_keeps_nobody_waiting(
     for stream in streams:
         taker.watch(stream)
     with contextlib.closing(taker):
+        if window:
+            taker.wait_for_answers(streams)  # who begins to watch at the end gets one answer only
         assert stub.Check(HealthCheckRequest(), timeout=5).status == SERVING
         watch = stub.Watch(HealthCheckRequest(), timeout=60)
         assert next(watch).status == SERVING
